@@ -1,0 +1,376 @@
+"""The llama.cpp engine: a GGUF model that runs many sequences at once, on llama-cpp-python's low-level interface.
+
+Lives in a worker process. llama.cpp ends the process over many kinds of wrong input (a batch too big, a token out of
+range), so every argument is checked here before the library sees it. Each sequence has cells of its own (no unified
+cache): a step of one never pays for the tokens of another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import llama_cpp
+import numpy as np
+
+from enclave_llama_cpp.batch import Batch
+from enclave_llama_cpp.log import LoadLog, captured_load
+from enclave_llama_cpp.memory import BATCH_TOKENS, estimate, kv_type, maps_weights, micro_batch_tokens, padded_context
+from enclave_llama_cpp.sampling import Sampler
+from enclave_llama_cpp.stream import FileStream
+from enclave_llama_cpp.vocabulary import LlamaCppVocabulary
+from enclaved.plugin.engine import (
+    Capabilities,
+    Engine,
+    EngineError,
+    InterruptedStepError,
+    LoadError,
+    LoadRequest,
+    MemoryUse,
+    NoRoomError,
+    OpenFile,
+    Placement,
+    Run,
+    SampleRow,
+    SequenceId,
+    Token,
+)
+
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+"""`enum ggml_type`."""
+
+_DECODE_OK, _DECODE_NO_ROOM, _DECODE_INTERRUPTED, _DECODE_BAD_BATCH = 0, 1, 2, -1
+
+
+class LlamaCppEngine(Engine):
+    """See `Engine`."""
+
+    def __init__(self, stream: FileStream, model: Any, context: Any, placement: Placement, memory: MemoryUse) -> None:
+        self._stream = stream
+        self._model = model
+        self._context = context
+        self._memory_use = memory
+        self._memory: Any = llama_cpp.llama_get_memory(context)
+        self._sliding_window = int(llama_cpp.llama_model_n_swa(model))
+        keeps_state = bool(llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
+        self._vocabulary = LlamaCppVocabulary(llama_cpp.llama_model_get_vocab(model))
+        self.vocabulary = self._vocabulary
+        self.capabilities = Capabilities(
+            sequences=int(llama_cpp.llama_n_seq_max(context)),
+            context=min(placement.context, int(llama_cpp.llama_n_ctx_seq(context))),
+            batch_tokens=int(llama_cpp.llama_n_batch(context)),
+            # A recurrent state has no past to go back to.
+            can_trim=not keeps_state,
+            threads="exact",
+        )
+        self._lengths = [0] * self.capabilities.sequences
+        self._logit_rows: dict[int, int] = {}
+        self._batch = Batch(self.capabilities.batch_tokens)
+        self._sampler = Sampler(self.vocabulary.size)
+        self._interrupted = False
+        # llama.cpp keeps only the pointer: the object must live as long as the context.
+        self._abort_callback = llama_cpp.ggml_abort_callback(self._is_interrupted)
+        llama_cpp.llama_set_abort_callback(context, cast("Any", self._abort_callback), ctypes.c_void_p(0))
+
+    @classmethod
+    def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> LlamaCppEngine:
+        weights = _weights(request.files)
+        _check_machine(request)
+        llama_cpp.llama_backend_init()
+        stream = FileStream(weights.descriptor)
+        model: Any = None
+        context: Any = None
+        try:
+            with captured_load() as log:
+                model = _load_model(stream, request, progress, log)
+                _check_generates(model)
+                context = _make_context(model, request, log)
+            placement, memory = request.placement, _memory_use(log, mapped=_is_mapped(request))
+            return cls(stream, model, context, placement, memory)
+        except BaseException:
+            if context:
+                llama_cpp.llama_free(context)
+            if model:
+                llama_cpp.llama_model_free(model)
+            stream.close()
+            raise
+
+    def forward(self, runs: Sequence[Run]) -> None:
+        context = self._open()
+        self._check_runs(runs)
+        self._interrupted = False
+        self._logit_rows.clear()
+        self._batch.clear()
+        rows: dict[int, int] = {}
+        for run in runs:
+            last = self._batch.add(run.sequence, run.position, run.tokens, run.wants_logits)
+            if run.wants_logits:
+                rows[run.sequence] = last
+        code = self._batch.decode(context)
+        if code == _DECODE_OK:
+            for run in runs:
+                self._lengths[run.sequence] += len(run.tokens)
+            self._logit_rows = rows
+        elif code == _DECODE_NO_ROOM:
+            raise NoRoomError("there are no free cells for this step")
+        elif code == _DECODE_BAD_BATCH:
+            raise EngineError("llama.cpp refused the step: its tokens, sequences or positions are wrong")
+        else:
+            self._settle(runs)
+            if code == _DECODE_INTERRUPTED:
+                raise InterruptedStepError("the step was interrupted")
+            raise EngineError(f"llama.cpp could not compute the step (code {code})")
+
+    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
+        context = self._open()
+        tokens: list[Token] = []
+        for row in rows:
+            index = self._logit_rows.get(row.sequence)
+            pointer = None if index is None else llama_cpp.llama_get_logits_ith(context, index)
+            if not pointer:
+                raise EngineError(f"sequence {row.sequence} has no logits from the last step")
+            logits = np.ctypeslib.as_array(cast("Any", pointer), (self.vocabulary.size,))
+            tokens.append(Token(self._sampler.choose(logits, row.sampling, row.draw)))
+        return tokens
+
+    def length(self, sequence: SequenceId) -> int:
+        self._check_sequence(sequence)
+        return self._lengths[sequence]
+
+    def drop(self, sequence: SequenceId) -> None:
+        self._open()
+        self._check_sequence(sequence)
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self._lengths[sequence] = 0
+        self._logit_rows.pop(sequence, None)
+
+    def trim(self, sequence: SequenceId, length: int) -> bool:
+        self._open()
+        self._check_sequence(sequence)
+        if not 0 <= length <= self._lengths[sequence]:
+            raise EngineError(f"sequence {sequence} has {self._lengths[sequence]} tokens, it cannot be cut to {length}")
+        if length == self._lengths[sequence]:
+            return True
+        if length == 0:
+            self.drop(sequence)
+            return True
+        if not self.capabilities.can_trim or self._window_is_gone(sequence, length):
+            return False
+        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1):
+            return False
+        self._lengths[sequence] = length
+        self._logit_rows.pop(sequence, None)
+        return True
+
+    def set_threads(self, threads: int) -> None:
+        if threads < 1:
+            raise EngineError(f"{threads} threads cannot compute anything")
+        llama_cpp.llama_set_n_threads(self._open(), threads, threads)
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+
+    def memory(self) -> MemoryUse:
+        return self._memory_use
+
+    def close(self) -> None:
+        if self._context is None:
+            return
+        context, self._context = self._context, None
+        model: Any = self._model
+        self._vocabulary.close()
+        self._logit_rows.clear()
+        # What points into the context or the model goes first; a second llama_free would end the process.
+        self._sampler.free()
+        self._batch.free()
+        llama_cpp.llama_free(context)
+        llama_cpp.llama_model_free(model)
+        self._memory = self._model = None
+        self._stream.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._context is None else f"lengths={self._lengths}"
+        return f"<LlamaCppEngine {state} {self.capabilities}>"
+
+    def _open(self) -> Any:
+        if self._context is None:
+            raise EngineError("the model has been unloaded")
+        return self._context
+
+    def _is_interrupted(self, _: object) -> bool:
+        return self._interrupted
+
+    def _check_sequence(self, sequence: int) -> None:
+        if not 0 <= sequence < len(self._lengths):
+            raise EngineError(f"there is no sequence {sequence}; this engine has {len(self._lengths)}")
+
+    def _check_runs(self, runs: Sequence[Run]) -> None:
+        """Everything over which llama.cpp would fail, or end the process. Raises EngineError, NoRoomError."""
+        if not runs:
+            raise EngineError("a step needs at least one run")
+        total = sum(len(run.tokens) for run in runs)
+        if total > self.capabilities.batch_tokens:
+            raise EngineError(f"a step of {total} tokens is too big; {self.capabilities.batch_tokens} are the most")
+        if len({run.sequence for run in runs}) != len(runs):
+            raise EngineError("a step may have one run a sequence only")
+        for run in runs:
+            self._check_sequence(run.sequence)
+            if not run.tokens:
+                raise EngineError(f"the run of sequence {run.sequence} has no tokens")
+            if run.position != self._lengths[run.sequence]:
+                raise EngineError(
+                    f"sequence {run.sequence} has {self._lengths[run.sequence]} tokens, "
+                    f"its run starts at {run.position}"
+                )
+            if not (min(run.tokens) >= 0 and max(run.tokens) < self.vocabulary.size):
+                raise EngineError(f"the run of sequence {run.sequence} has tokens that are not in the vocabulary")
+        for run in runs:
+            if run.position + len(run.tokens) > self.capabilities.context:
+                raise NoRoomError(
+                    f"sequence {run.sequence} would have {run.position + len(run.tokens)} tokens; "
+                    f"{self.capabilities.context} are the most"
+                )
+
+    def _settle(self, runs: Sequence[Run]) -> None:
+        """Finds out what an unfinished step left, and makes it something to go on from.
+
+        llama.cpp keeps the parts of the step that it had finished, without their logits. So a sequence that is
+        complete but wanted logits gives its last token back. A recurrent state cannot: it is emptied.
+        """
+        for run in runs:
+            length = int(llama_cpp.llama_memory_seq_pos_max(self._memory, run.sequence)) + 1
+            self._lengths[run.sequence] = length
+            if not self.capabilities.can_trim or (
+                run.wants_logits
+                and length == run.position + len(run.tokens)
+                and not self.trim(run.sequence, SequenceId(length - 1))
+            ):
+                self.drop(run.sequence)
+
+    def _window_is_gone(self, sequence: int, length: int) -> bool:
+        """Whether a sliding window has dropped cells that the tokens after `length` would look at; llama.cpp cuts
+        all the same, and goes on with wrong logits."""
+        if not self._sliding_window:
+            return False
+        first = int(llama_cpp.llama_memory_seq_pos_min(self._memory, sequence))
+        return first > 0 and first >= length - self._sliding_window
+
+
+def _weights(files: Sequence[OpenFile]) -> OpenFile:
+    weights = [file for file in files if file.role == "weights"]
+    if len(weights) != 1 or any(file.role == "shard" for file in files):
+        raise LoadError("a model split into several files cannot be loaded yet; join its parts into one file first")
+    unusable = sorted({file.role for file in files} & {"adapter", "draft", "projector"})
+    if unusable:
+        raise LoadError(f"this backend takes no {' or '.join(unusable)} file yet")
+    return weights[0]
+
+
+def _check_machine(request: LoadRequest) -> None:
+    """Refuses what is larger than the machine. Linux would hand out the memory all the same, and end some process,
+    perhaps another's, when llama.cpp clears it. What is free is the scheduler's affair."""
+    if request.placement.gpu_layers:
+        return
+    needed_bytes = estimate(request.header, request.placement, platform.machine()).total_bytes
+    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed_bytes > machine_bytes:
+        raise LoadError(
+            f"{request.model} would need {needed_bytes / 2**30:,.1f} GiB, this machine has "
+            f"{machine_bytes / 2**30:,.1f}; less context or fewer sequences may fit",
+            out_of_memory=True,
+        )
+
+
+def _is_mapped(request: LoadRequest) -> bool:
+    return maps_weights(request.header, platform.machine())
+
+
+def _load_model(stream: FileStream, request: LoadRequest, progress: Callable[[float], bool], log: LoadLog) -> Any:
+    failures: list[Exception] = []
+    cancelled = False
+
+    def report(fraction: float, _: object) -> bool:
+        nonlocal cancelled
+        try:
+            cancelled = cancelled or not progress(fraction)
+        except Exception as error:  # noqa: BLE001 - cannot pass through C; raised again below
+            failures.append(error)
+        return not cancelled and not failures
+
+    params = llama_cpp.llama_model_default_params()
+    callback = llama_cpp.llama_progress_callback(report)
+    params.progress_callback = cast("Any", callback)
+    params.n_gpu_layers = request.placement.gpu_layers
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if _is_mapped(request) else llama_cpp.LLAMA_LOAD_MODE_NONE
+    model = llama_cpp.llama_model_load_from_file_ptr(cast("Any", stream.pointer), params)
+    if failures or cancelled:
+        if model:
+            llama_cpp.llama_model_free(model)
+        raise failures[0] if failures else LoadError("the load was cancelled")
+    if not model:
+        raise LoadError(f"{request.model} cannot be loaded: {log.reason}", out_of_memory=log.out_of_memory)
+    return model
+
+
+def _check_generates(model: Any) -> None:
+    """Models that load, but don't work by predicting the next token from those before."""
+    if llama_cpp.llama_model_has_encoder(model) or not llama_cpp.llama_model_has_decoder(model):
+        raise LoadError("the model has an encoder; only models that generate text by themselves can be run yet")
+    if llama_cpp.llama_model_is_diffusion(model):
+        raise LoadError("the model generates by diffusion, which cannot be run yet")
+
+
+def _make_context(model: Any, request: LoadRequest, log: LoadLog) -> Any:
+    placement = request.placement
+    if placement.context < 1 or placement.threads < 1:
+        raise LoadError(f"a context of {placement.context} tokens on {placement.threads} threads makes no sense")
+    sequences_max = int(llama_cpp.llama_max_parallel_sequences())
+    if not 1 <= placement.sequences <= sequences_max:
+        raise LoadError(f"{placement.sequences} sequences at once are not possible; 1 to {sequences_max} are")
+    used = kv_type(request.header, placement)
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = padded_context(placement) * placement.sequences
+    params.n_seq_max = placement.sequences
+    params.n_batch = max(BATCH_TOKENS, placement.sequences)
+    params.n_ubatch = micro_batch_tokens(placement)
+    # A row of logits a sequence: the default reserves one for each token of a batch.
+    params.n_outputs_max = placement.sequences
+    params.n_threads = params.n_threads_batch = placement.threads
+    params.type_k = params.type_v = _KV_TYPES[used]
+    params.flash_attn_type = _flash_attention(placement.flash_attention, quantised=used == "q8_0")
+    params.kv_unified = False
+    # All layers keep all tokens, also those with a sliding window: prefixes can be cut anywhere.
+    params.swa_full = True
+    params.no_perf = True
+    context = llama_cpp.llama_init_from_model(model, params)
+    if not context:
+        raise LoadError(f"{request.model} got no context: {log.reason}", out_of_memory=log.out_of_memory)
+    if not llama_cpp.llama_get_memory(context):
+        llama_cpp.llama_free(context)
+        raise LoadError("the model keeps no context, so it cannot generate text")
+    return context
+
+
+def _flash_attention(wish: bool | None, *, quantised: bool) -> int:
+    if wish is None and not quantised:
+        return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+    return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED if wish is False else llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+
+
+def _memory_use(log: LoadLog, *, mapped: bool) -> MemoryUse:
+    """Sums up the buffers that llama.cpp named: `CPU_Mapped model`, `CPU_REPACK model`, `CPU KV`, `CPU compute` …"""
+    sums = {"weights": 0, "kv": 0, "compute": 0, "other": 0}
+    for name, nbytes in log.buffers:
+        kind = name.rsplit(" ", 1)[-1]
+        if kind == "model":
+            sums["other" if mapped and "REPACK" in name else "weights"] += nbytes
+        elif kind in {"KV", "RS", "state"}:
+            sums["kv"] += nbytes
+        elif kind in {"compute", "output"}:
+            sums["compute"] += nbytes
+        else:
+            sums["other"] += nbytes
+    return MemoryUse(sums["weights"], sums["kv"], sums["compute"], sums["other"])

@@ -1,0 +1,108 @@
+"""How much memory an instance needs, from its header and placement alone, and how its weights are best loaded.
+
+Pure. The daemon's half estimates with it before a load; the engine takes the same choices at the load, so that both
+speak of the same thing. Figures were checked against the buffer sizes that llama.cpp 0.3.36 logs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from enclave_llama_cpp.tensor_types import repacked_types
+from enclaved.plugin.engine import MemoryUse, Placement
+from enclaved.plugin.model import ModelHeader
+
+BATCH_TOKENS = 512
+MICRO_BATCH_TOKENS = 128
+"""Tokens computed at once. On a CPU more brings no speed (measured: 128 and 512 within 3 %), but four times the
+compute buffer, and an interrupted step loses more."""
+MICRO_BATCH_TOKENS_GPU = 512
+CONTEXT_STEP = 256
+"""llama.cpp rounds each sequence's context up to a multiple of this."""
+F32_BYTES = 4
+F16_BYTES = 2
+
+KvType = Literal["f32", "f16", "q8_0"]
+Q8_0_BLOCK_ELEMENTS = 32
+
+
+def micro_batch_tokens(placement: Placement) -> int:
+    return MICRO_BATCH_TOKENS_GPU if placement.gpu_layers else MICRO_BATCH_TOKENS
+
+
+def padded_context(placement: Placement) -> int:
+    """Cells that one sequence really gets."""
+    return -(-max(placement.context, 1) // CONTEXT_STEP) * CONTEXT_STEP
+
+
+def kv_type(header: ModelHeader, placement: Placement) -> KvType:
+    """The type really used. llama.cpp makes no context with quantised values unless flash attention is on and the
+    head's size is a multiple of the block: then f16."""
+    if placement.kv_type != "q8_0":
+        return placement.kv_type
+    fits = header.key_length % Q8_0_BLOCK_ELEMENTS == 0 and header.value_length % Q8_0_BLOCK_ELEMENTS == 0
+    return "q8_0" if fits and placement.flash_attention is not False else "f16"
+
+
+def kv_row_bytes(elements: int, used: KvType) -> int:
+    """Bytes of one token's keys, or values, in one layer."""
+    if used == "q8_0":
+        return -(-elements // Q8_0_BLOCK_ELEMENTS) * 34
+    return elements * (4 if used == "f32" else 2)
+
+
+def repacked_bytes(header: ModelHeader, machine: str) -> int:
+    types = repacked_types(machine)
+    return sum(nbytes for name, nbytes in header.tensor_types.items() if name in types)
+
+
+def maps_weights(header: ModelHeader, machine: str) -> bool:
+    """Whether to map the file rather than to read it.
+
+    Mapped pages can be shared and reclaimed, but repacked weights would then be there twice: in the file's pages and
+    in the repacked copy (measured: 406 MiB against 236 for 228 MiB of Q4_0).
+    """
+    return repacked_bytes(header, machine) * 10 < header.weights_bytes
+
+
+def estimate(header: ModelHeader, placement: Placement, machine: str) -> MemoryUse:
+    """Bytes that an instance of `header` will hold, all devices together.
+
+    weights: as in the file. KV: for each layer, its key/value heads x (key + value length) x cells of all sequences.
+    compute: llama.cpp's graph for one micro batch or, if larger, its logits, whose room is shared; and the logits it
+    hands out, a row for each sequence. other: the repacked copy where weights are mapped.
+    """
+    used = kv_type(header, placement)
+    cells = padded_context(placement) * placement.sequences
+    row_bytes = sum(
+        kv_row_bytes(heads * header.key_length, used) + kv_row_bytes(heads * header.value_length, used)
+        for heads in header.head_count_kv
+    )
+    logits_bytes = placement.sequences * header.vocabulary_size * F32_BYTES
+    return MemoryUse(
+        weights_bytes=header.weights_bytes,
+        kv_bytes=row_bytes * cells,
+        compute_bytes=max(_graph_bytes(header, placement), logits_bytes) + logits_bytes,
+        other_bytes=repacked_bytes(header, machine) if maps_weights(header, machine) else 0,
+    )
+
+
+def _graph_bytes(header: ModelHeader, placement: Placement) -> int:
+    """The intermediate tensors of one micro batch that are alive at the same time.
+
+    A token of it needs its activations (the header has no feed-forward width; measured: twelve embeddings, as float32)
+    and a row of the attention mask, as wide as a sequence's context: float16 with flash attention, else float32 and a
+    row of scores for each head. Flash attention has float16 copies made of one layer's float32 keys and values.
+    """
+    context = padded_context(placement)
+    activations_bytes = 12 * header.embedding_length * F32_BYTES
+    if placement.flash_attention is False:
+        attention_bytes = context * F32_BYTES * (1 + header.head_count)
+        copies_bytes = 0
+    else:
+        attention_bytes = context * F16_BYTES
+        heads_max = max(header.head_count_kv, default=0)
+        cells = context * placement.sequences
+        is_converted = placement.kv_type == "f32"
+        copies_bytes = is_converted * cells * heads_max * (header.key_length + header.value_length) * F16_BYTES
+    return micro_batch_tokens(placement) * (activations_bytes + attention_bytes) + copies_bytes

@@ -1,0 +1,79 @@
+"""A loaded model's vocabulary through llama.cpp's tokeniser.
+
+Every id is checked here first: llama.cpp ends the process over one that is out of range. The functions used only read
+the vocabulary, so any thread may call them; `close` is the engine's, after the last call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import llama_cpp
+
+from enclaved.plugin.engine import EngineError, Token, Vocabulary
+
+TEXT_BYTES_MAX = 256 * 1024 * 1024
+"""Well below the 2^31 at which llama.cpp's own lengths overflow."""
+
+
+class LlamaCppVocabulary(Vocabulary):
+    """See `Vocabulary`."""
+
+    def __init__(self, pointer: Any) -> None:
+        self._pointer: Any = pointer
+        self._size = int(llama_cpp.llama_vocab_n_tokens(pointer))
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[Token]:
+        pointer = self._open()
+        # Half a surrogate pair, as JSON can bring one, has no UTF-8; it becomes a question mark.
+        raw = text.encode("utf-8", "replace")
+        if len(raw) > TEXT_BYTES_MAX:
+            raise EngineError(f"a text of {len(raw):,} bytes is too long to tokenise; {TEXT_BYTES_MAX:,} are the most")
+        room = len(raw) + 8
+        for _ in range(2):
+            tokens = (ctypes.c_int32 * room)()
+            count = int(llama_cpp.llama_tokenize(pointer, raw, len(raw), tokens, room, add_special, parse_special))
+            if count >= 0:
+                return [Token(token) for token in tokens[:count]]
+            room = -count
+        raise EngineError("the text cannot be tokenised")
+
+    def piece(self, token: Token) -> bytes:
+        self._check(token)
+        known = self._pieces.get(token)
+        if known is not None:
+            return known
+        pointer = self._open()
+        room = 64
+        for _ in range(2):
+            text = ctypes.create_string_buffer(room)
+            count = int(llama_cpp.llama_token_to_piece(pointer, token, text, room, 0, False))
+            if count >= 0:
+                piece = text.raw[:count]
+                self._pieces[token] = piece
+                return piece
+            room = -count
+        raise EngineError(f"token {token} has no text")
+
+    def ends_generation(self, token: Token) -> bool:
+        self._check(token)
+        return bool(llama_cpp.llama_vocab_is_eog(self._open(), token))
+
+    def close(self) -> None:
+        """The model is about to be freed, and the vocabulary with it."""
+        self._pointer = None
+
+    def _check(self, token: int) -> None:
+        if not 0 <= token < self._size:
+            raise ValueError(f"token {token} is not in the vocabulary of {self._size:,}")
+
+    def _open(self) -> Any:
+        if self._pointer is None:
+            raise EngineError("the model has been unloaded")
+        return self._pointer
