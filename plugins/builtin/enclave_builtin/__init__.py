@@ -1,0 +1,1 @@
+"""The source of the models that come with Enclave."""

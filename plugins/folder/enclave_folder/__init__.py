@@ -1,0 +1,1 @@
+"""The source of models that lie in folders."""
