@@ -1,0 +1,91 @@
+"""`enclave ps`: which models are in memory, and what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from enclave_cli.invocation import Invocation, json_option, no_start_option
+from enclave_cli.output import count, duration, size, table
+
+if TYPE_CHECKING:
+    from enclave.protocol.methods import InstanceInfo, WallsInfo
+
+NOTHING_LOADED = "No model is loaded. The first request loads its model; `enclave load MODEL` does it ahead."
+
+_USUAL_WISHES = frozenset({"ready", "loaded"})
+
+
+@click.command("ps")
+@json_option("Print one JSON document: {instances: […]}.")
+@no_start_option(hidden=True)
+@click.pass_obj
+def command(invocation: Invocation) -> None:
+    """List the models that are in memory, and what they take.
+
+    MEMORY is measured after loading, ESTIMATED what was reserved before. RUNNING are requests at work, QUEUED those
+    that wait. WALLS tells how the worker process is confined: full, or what this system could not give.
+
+    \b
+    Examples:
+      enclave ps
+      enclave ps --json | jq '.instances[] | [.model, .memory.measured_bytes]'
+    """
+    with invocation.client() as client:
+        instances = client.instances()
+    if invocation.json:
+        invocation.print_json({"instances": instances})
+    else:
+        invocation.print(text(instances))
+
+
+def text(instances: Sequence[InstanceInfo]) -> str:
+    """The table of instances; a column that says nothing of any of them is left out."""
+    if not instances:
+        return NOTHING_LOADED
+    headings = (
+        "model", "state", "backend", "device", "memory", "estimated", "running", "queued", "threads", "context",
+        "up", "walls", "pid", "id",
+    )  # fmt: skip
+    return table(
+        headings,
+        [
+            (
+                instance.model,
+                state(instance),
+                instance.backend,
+                instance.device or "",
+                size(instance.memory.measured_bytes),
+                size(instance.memory.estimated_bytes),
+                str(instance.leases),
+                str(instance.queued),
+                count(instance.threads),
+                count(instance.context),
+                duration(instance.loaded_seconds),
+                walls(instance.walls),
+                "" if instance.pid is None else str(instance.pid),
+                instance.id,
+            )
+            for instance in instances
+        ],
+        right=("memory", "estimated", "running", "queued", "threads", "context", "up", "pid"),
+    )
+
+
+def state(instance: InstanceInfo) -> str:
+    """What it is and, where that differs from being ready, what it is to become."""
+    words = [instance.state]
+    if instance.wanted not in _USUAL_WISHES and instance.wanted != instance.state:
+        words.append(f"to be {instance.wanted}")
+    if instance.pinned:
+        words.append("pinned")
+    return ", ".join(words)
+
+
+def walls(info: WallsInfo | None) -> str:
+    """`full`, or `partial (no landlock)`."""
+    if info is None:
+        return ""
+    return f"{info.state} (no {', '.join(info.missing)})" if info.missing else info.state

@@ -1,0 +1,116 @@
+"""`enclave why`: the daemon's own story of what happened and what it decided."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from enclave_cli.invocation import Invocation, json_option, no_start_option
+from enclave_cli.output import duration, line, size, table
+from enclave_cli.references import reference
+
+if TYPE_CHECKING:
+    from enclave.protocol.methods import WhyRecord
+
+NOTHING_TOLD = "Nothing is on record{about}. The record keeps the last few thousand events, and starts with the daemon."
+
+_REQUEST = re.compile(r"[^/\s]+/[0-9]+")
+"""A request as the daemon prints it: session/number."""
+
+
+@click.command("why")
+@click.argument("about", required=False, metavar="[REQUEST|MODEL]")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=40, show_default=True, help="Events at most.")
+@json_option("Print one JSON document: {records: […]}.")
+@no_start_option(hidden=True)
+@click.pass_obj
+def command(invocation: Invocation, about: str | None, limit: int) -> None:
+    """Tell why a request waited or a model was loaded or unloaded.
+
+    Without an argument, what happened last; with a REQUEST (`session/number`, as the events name it)
+    or a MODEL, what concerns that. One line an event, the newest last; BECAUSE names the event that led to it. There
+    are no prompts and no answers in it, only their lengths.
+
+    \b
+    Examples:
+      enclave why
+      enclave why tiny --limit 10
+      enclave why c6/1
+    """
+    with invocation.client() as client:
+        if about is None:
+            records = client.why(None, model=None, limit=limit)
+        elif is_request(about):
+            records = client.why(about, model=None, limit=limit)
+        else:
+            records = client.why(None, model=reference(about), limit=limit)
+    if invocation.json:
+        invocation.print_json({"records": records})
+    else:
+        invocation.print(text(records, about))
+
+
+def is_request(about: str, exists: Callable[[str], bool] = os.path.exists) -> bool:
+    """Whether it is a request's id and no model: a file of that name wins."""
+    return _REQUEST.fullmatch(about) is not None and not exists(about)
+
+
+def text(records: Sequence[WhyRecord], about: str | None = None, zone: tzinfo | None = None) -> str:
+    """One line a record; times are of `zone`, by default the local one."""
+    if not records:
+        return NOTHING_TOLD.format(about=f" about {line(about)}" if about else "")
+    return table(
+        ("time", "number", "because", "event", "what"),
+        [
+            (
+                clock_time(record.at, zone),
+                f"#{record.number}",
+                because(record),
+                record.kind,
+                told(record),
+            )
+            for record in records
+        ],
+        right=("number", "because"),
+    )
+
+
+def clock_time(at: float, zone: tzinfo | None = None) -> str:
+    """`14:03:07.250` for seconds since 1970."""
+    return datetime.fromtimestamp(at, UTC).astimezone(zone).strftime("%H:%M:%S.%f")[:-3]
+
+
+def because(record: WhyRecord) -> str:
+    """The record that led to it, else the request or whatever else its data names as the cause."""
+    if record.cause is not None:
+        return f"#{record.cause}"
+    cause = (record.data or {}).get("cause")
+    return "" if cause is None else str(cause)
+
+
+def told(record: WhyRecord) -> str:
+    """The record's own words, then its data as `name=value`, without what stands in the other columns."""
+    data = {name: value for name, value in (record.data or {}).items() if name not in ("kind", "cause")}
+    return " ".join([*([record.text] if record.text else []), *_pairs(data)])
+
+
+def _pairs(data: Mapping[str, object]) -> Iterator[str]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _pairs(cast("Mapping[str, object]", value))
+        elif value not in (None, "", [], ()):
+            yield f"{name}={_shown(name, value)}"
+
+
+def _shown(name: str, value: object) -> str:
+    words = name.split("_")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if "bytes" in words and isinstance(value, int):
+        return size(value)
+    return duration(value) if words[-1] == "seconds" else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,60 @@
+"""The group of commands, each imported only when it is called.
+
+`enclave --help` must not pay for thirty commands, so the short help of each stands in a table here; a test compares
+the table with the commands' own words.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+import click
+
+COMMANDS: dict[str, str] = {
+    "run": "Let a model continue a prompt and print what it says.",
+    "list": "List the models that can be run.",
+    "show": "Tell what is known of one model.",
+    "ps": "List the models that are in memory, and what they take.",
+    "load": "Load a model into memory ahead of its first request.",
+    "unload": "Take a model out of memory.",
+    "why": "Tell why a request waited or a model was loaded or unloaded.",
+    "plugins": "List the plugins, and why one failed to load.",
+    "serve": "Run the daemon in the foreground.",
+}
+"""Name and one sentence of every command, in the order of `enclave --help`."""
+
+
+def module_name(command: str) -> str:
+    """The module that holds a command, as its attribute `command`."""
+    return f"enclave_cli.commands.{command}"
+
+
+class LazyGroup(click.Group):
+    """A click group over COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return cast(click.Command, importlib.import_module(module_name(cmd_name)).command)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(_unknown(args[0]))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _unknown(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, COMMANDS, n=1)
+    return f"there is no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")

@@ -1,0 +1,175 @@
+"""Results as strings: tables, sizes and durations for people, JSON for programs.
+
+Every command prints through these functions; they read nothing and write nothing. Names and notes that came from a
+model's file are cleaned here, so that no file can send control sequences to a terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import Enum
+from typing import cast
+
+NOTHING = "-"
+"""What a table shows where there is no value."""
+
+_GAP = "  "
+_UNSAFE = frozenset({"Cc", "Cs"})
+# Joiners and marks (Cf) belong to real languages and emoji; a table cell has no need of the direction overrides.
+_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def clean(text: str, *, keep: str = "") -> str:
+    """`text` with every control and invisible formatting character, but those in `keep`, shown as U+FFFD."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        c if c in keep or unicodedata.category(c) not in _UNSAFE else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+
+
+def line(text: str) -> str:
+    """`text` as one safe line: white space of any kind becomes a single blank."""
+    joined = " ".join(text.split())
+    return clean("".join(c for c in joined if c not in _OVERRIDES))
+
+
+def width_columns(text: str) -> int:
+    """Columns that `text` takes on a terminal: 2 for wide East Asian characters, 0 for combining ones (UAX #11)."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.category(c) in ("Mn", "Me", "Cf") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
+
+
+def cut(text: str, columns: int) -> str:
+    """`text`, shortened with an ellipsis where it would take more than `columns` columns."""
+    if width_columns(text) <= columns:
+        return text
+    kept = ""
+    for c in text:
+        if width_columns(kept + c) > columns - 1:
+            break
+        kept += c
+    return kept + "…"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> str:
+    """Aligned columns under upper-case headings, without a final newline.
+
+    `right` names the columns that are aligned there. A column without any value in any row is left out;
+    an empty cell is `-`, so that the fields of a line can be counted, but for a column without a heading (a mark).
+    """
+    cells = [[line(cell) for cell in row] for row in rows]
+    used = [i for i in range(len(headings)) if not cells or any(row[i] not in ("", NOTHING) for row in cells)]
+    lines = [
+        [headings[i].upper() for i in used],
+        *([row[i] or (NOTHING if headings[i] else "") for i in used] for row in cells),
+    ]
+    widths = [max(width_columns(row[k]) for row in lines) for k in range(len(used))]
+    return "\n".join(
+        _GAP.join(_padded(cell, widths[k], right=headings[used[k]] in right) for k, cell in enumerate(row)).rstrip()
+        for row in lines
+    )
+
+
+def facts(pairs: Iterable[tuple[str, str | None]]) -> str:
+    """One `name  value` line for each pair that has a value, the values aligned."""
+    kept = [(name, value) for name, value in pairs if value not in (None, "")]
+    name_columns = max((width_columns(name) for name, _ in kept), default=0)
+    return "\n".join(f"{_padded(name, name_columns)}{_GAP}{line(value or '')}" for name, value in kept)
+
+
+def _padded(text: str, columns: int, *, right: bool = False) -> str:
+    blanks = " " * (columns - width_columns(text))
+    return blanks + text if right else text + blanks
+
+
+def size(size_bytes: int | None) -> str:
+    """`1.2 MiB`: binary units, three digits at most before the point. None is `-`."""
+    if size_bytes is None:
+        return NOTHING
+    value = float(size_bytes)
+    for unit in _SIZE_UNITS:
+        last = unit == _SIZE_UNITS[-1]
+        if unit == "B" and abs(value) < 1024:
+            return f"{size_bytes} B"
+        if last or abs(round(value, 1)) < 1024:
+            return f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable: the last unit takes every value")
+
+
+def duration(seconds: float | None) -> str:
+    """`12 ms`, `3.4 s`, `5 min 06 s`, `2 h 05 min`. None is `-`."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def rate(tokens: int, seconds: float | None) -> str:
+    """`42.0 tokens/s`; `-` where nothing was measured."""
+    if not seconds or seconds < 0 or tokens <= 0:
+        return NOTHING
+    return f"{tokens / seconds:.1f} tokens/s"
+
+
+def count(number: int | None) -> str:
+    """`260,032`. None is `-`."""
+    return NOTHING if number is None else f"{number:,}"
+
+
+def magnitude(number: int | None) -> str:
+    """`260 K`, `7.2 B`: parameters as people say them, in powers of a thousand. None is `-`."""
+    if number is None:
+        return NOTHING
+    value = float(number)
+    for unit in ("", " K", " M", " B"):
+        if abs(value) < 999.5:
+            return f"{value:.0f}{unit}" if abs(value) >= 99.95 or not unit else f"{value:.1f}{unit}"
+        value /= 1000
+    return f"{value:.1f} T"
+
+
+def plain(value: object) -> object:
+    """A typed result as maps, lists and scalars. Every field is there, None where there is no value."""
+    if isinstance(value, Enum):
+        return cast(object, value.value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in cast("Mapping[object, object]", value).items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in cast("Iterable[object]", value)]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def plain_map(value: object) -> dict[str, object]:
+    """A dataclass or map as a map with plain values; empty for None."""
+    return cast("dict[str, object]", plain(value)) if value is not None else {}
+
+
+def json_text(value: object) -> str:
+    """One line of JSON. Text stays readable, but for lone surrogates (a file name that is no UTF-8), which are escaped
+    since no stream could take them."""
+    text = json.dumps(plain(value), ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(plain(value), ensure_ascii=True)
+    return text

@@ -1,0 +1,68 @@
+"""Where the prompt of `enclave run` comes from: the command line, a pipe, or both.
+
+Reading a terminal line by line is prompt_loop.py's matter.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+from collections.abc import Callable
+
+from enclave_cli.errors import usage
+
+_PATIENCE_SECONDS = 2.0
+"""How long an open pipe may be silent before a word is said: whoever inherited a pipe by accident would wait for ever
+and not know for what."""
+
+WAITING = "waiting for the prompt's text on standard input (`< /dev/null` where none is to come)"
+
+
+def joined(prompt: str | None, piped: str | None) -> str | None:
+    """The prompt as it is sent: what was typed, a blank line, what was piped. None when there is neither.
+
+    The piped text loses one final newline, which programs put there and nobody means; an empty pipe is no prompt.
+    """
+    if piped is not None:
+        piped = piped.removesuffix("\n").removesuffix("\r")
+    if not piped:
+        return prompt
+    return piped if prompt is None else f"{prompt}\n\n{piped}"
+
+
+def may_bring_text(descriptor: int) -> bool:
+    """Whether something was put at standard input on purpose: a pipe, a file or a socket, no terminal and no null
+    device."""
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def read_piped(note: Callable[[str], None]) -> str | None:
+    """Everything that standard input brings until its end; None where nothing was piped in.
+
+    `note` is told once when the other end keeps silent. Raises CommandError (usage) for bytes that are no UTF-8.
+    """
+    if sys.stdin is None or sys.stdin.closed:  # pyright: ignore[reportUnnecessaryComparison] - None when fd 0 is closed
+        return None
+    descriptor = sys.stdin.fileno()
+    if not may_bring_text(descriptor):
+        return None
+    if os.name == "posix" and not select.select([descriptor], [], [], _PATIENCE_SECONDS)[0]:
+        note(WAITING)
+    return _decoded(sys.stdin.buffer.read())
+
+
+def read_terminal() -> str:
+    """Everything typed until Ctrl-D, where the answer goes elsewhere than to the terminal."""
+    return _decoded(sys.stdin.buffer.read())
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise usage(
+            f"standard input is not UTF-8 text (byte {error.start:,})", "convert it first, for example with iconv"
+        ) from None

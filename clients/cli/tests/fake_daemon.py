@@ -1,0 +1,225 @@
+"""A daemon that exists in this process only: it answers as told and writes down what it was asked.
+
+Tests use it in place of `enclave.Client`; run as a script, it is the command line with such a daemon behind it, so
+that signals, pipes and terminals can be tried on a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, Unpack, cast
+
+from enclave.calls import SamplingOptions
+from enclave.exceptions import EnclaveError, error_for
+from enclave.protocol.messages import Progress, Stage
+from enclave.protocol.methods import (
+    InstanceInfo,
+    LoadResult,
+    MemoryInfo,
+    ModelHeaderInfo,
+    ModelInfo,
+    ModelShow,
+    PluginInfo,
+    TextChunk,
+    Timings,
+    UnloadResult,
+    Usage,
+    WallsInfo,
+    WhyRecord,
+)
+from enclave_cli.daemon import Notice
+from enclave_cli.invocation import Priority
+
+TINY = ModelInfo(
+    name="tiny", source="builtin", size=1_185_376, backends=("fake",), default=True, note="Too small to be right."
+)
+OTHER = ModelInfo(name="folder:other", source="folder", size=4 * 1024**3, backends=("fake", "llama_cpp"))
+READY = InstanceInfo(
+    id="i1",
+    model="tiny",
+    state="ready",
+    wanted="ready",
+    backend="fake",
+    device="cpu",
+    pid=4711,
+    memory=MemoryInfo(estimated_bytes=2 * 1024**2, measured_bytes=3 * 1024**2),
+    leases=1,
+    queued=2,
+    threads=1,
+    context=2048,
+    loaded_seconds=75.0,
+    walls=WallsInfo(state="partial", missing=("landlock",)),
+)
+LOADING = Progress(id=1, stage=Stage.LOADING, fraction=0.4)
+WAITING = Progress(id=1, stage=Stage.QUEUED, ahead=2, reason="the model is busy")
+USAGE = Usage(prompt_tokens=5, cached_tokens=3, completion_tokens=42)
+TIMINGS = Timings(prompt_seconds=0.01, first_token_seconds=0.02, decoding_seconds=1.0)
+
+
+@dataclass
+class Receipt:
+    """As the client tells it of a result's header."""
+
+    model: str = "tiny"
+    model_hash: str | None = "sha256:c0ffee"
+    backend: str | None = "fake"
+    device: str | None = "cpu"
+    instance: str | None = "i1"
+    queued_seconds: float | None = 0.002
+    loading_seconds: float | None = 0.5
+
+
+@dataclass
+class FakeAnswer:
+    finish_reason: str = "stop"
+    usage: Usage = USAGE
+    timings: Timings = TIMINGS
+    receipt: object = field(default_factory=Receipt)
+
+
+class FakeLoading:
+    def result(self) -> LoadResult:
+        return LoadResult(instance=READY)
+
+
+class FakeStream:
+    def __init__(self, daemon: FakeDaemon, notice: Notice) -> None:
+        self._daemon = daemon
+        self._notice = notice
+
+    def __iter__(self) -> Iterator[TextChunk]:
+        for progress in self._daemon.progress:
+            self._notice(progress)
+        for text in self._daemon.texts:
+            yield TextChunk(text=text, tokens=(1, 2))
+        if self._daemon.hangs:
+            self._daemon.told("hanging")
+            threading.Event().wait()
+        failure = self._daemon.answer_fails_with or self._daemon.fails_with
+        if failure is not None:
+            raise failure
+
+    def result(self) -> FakeAnswer:
+        return FakeAnswer()
+
+    def cancel(self) -> None:
+        self._daemon.asked.append(("cancel", {}))
+        self._daemon.told("cancelled")
+
+
+@dataclass
+class FakeDaemon:
+    """What it is to say, and what it was asked."""
+
+    texts: Sequence[str] = ("Once", " upon", " a time.")
+    progress: Sequence[Progress] = ()
+    models_known: Sequence[ModelInfo] = (TINY, OTHER)
+    instances_known: Sequence[InstanceInfo] = (READY,)
+    plugins_known: Sequence[PluginInfo] = (
+        PluginInfo(name="fake", version="0.1.0", kinds=("backend", "source")),
+        PluginInfo(name="torn", version="2", state="failed", problem="ImportError: no module named 'gone'"),
+    )
+    records: Sequence[WhyRecord] = (
+        WhyRecord(number=7, at=0.25, kind="RequestArrived", text="a request for tiny", data={"prompt_bytes": 9}),
+        WhyRecord(number=8, at=1.5, kind="Load", cause=7, text="loading tiny"),
+    )
+    fails_with: BaseException | None = None
+    """Raised by every call, by that of an answer after its texts."""
+    answer_fails_with: BaseException | None = None
+    """Raised by an answer after its texts only."""
+    hangs: bool = False
+    """An answer never ends after its texts."""
+    asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list[tuple[str, dict[str, Any]]])
+    tell: Callable[[str], object] | None = None
+
+    def told(self, word: str) -> None:
+        if self.tell is not None:
+            self.tell(word)
+
+    def connect(self, *, start: bool, priority: Priority) -> FakeDaemon:
+        self.asked.append(("connect", {"start": start, "priority": priority}))
+        if isinstance(self.fails_with, EnclaveError) and self.fails_with.code == "daemon_unavailable":
+            raise self.fails_with
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.asked.append(("close", {}))
+
+    def request(self, name: str) -> dict[str, Any]:
+        """The parameters of the only call of this name."""
+        (parameters,) = [parameters for called, parameters in self.asked if called == name]
+        return parameters
+
+    def _call(self, name: str, **parameters: Any) -> None:
+        self.asked.append((name, parameters))
+        if self.fails_with is not None and name != "generate":
+            raise self.fails_with
+
+    def generate(self, model: str, prompt: str, **options: Unpack[SamplingOptions]) -> FakeStream:
+        notice = options.pop("progress", None)
+        self._call("generate", model=model, prompt=prompt, **options)
+        return FakeStream(self, notice or print)
+
+    def load(self, model: str, *, progress: Notice, **options: Any) -> FakeLoading:
+        self._call("load", model=model, **options)
+        for news in self.progress:
+            progress(news)
+        return FakeLoading()
+
+    def unload(self, model: str) -> UnloadResult:
+        self._call("unload", model=model)
+        return UnloadResult(unloaded=tuple(instance.id for instance in self.instances_known))
+
+    def models(self) -> Sequence[ModelInfo]:
+        self._call("models")
+        return self.models_known
+
+    def show(self, model: str) -> ModelShow:
+        self._call("show", model=model)
+        header = ModelHeaderInfo(
+            format="gguf", architecture="llama", parameters=260_032, context_length=512, template=False
+        )
+        return ModelShow(name=model, source="builtin", size=1024, backends=("fake",), header=header, files=("a", "b"))
+
+    def instances(self) -> Sequence[InstanceInfo]:
+        self._call("instances")
+        return self.instances_known
+
+    def plugins(self) -> Sequence[PluginInfo]:
+        self._call("plugins")
+        return self.plugins_known
+
+    def why(self, request: str | None, *, model: str | None, limit: int) -> Sequence[WhyRecord]:
+        self._call("why", request=request, model=model, limit=limit)
+        return self.records
+
+
+def _scripted() -> FakeDaemon:
+    """The daemon that FAKE_DAEMON describes; it tells FAKE_DAEMON_FD what happens, a word a line."""
+    wanted = cast("dict[str, Any]", json.loads(os.environ.get("FAKE_DAEMON", "{}")))
+    for name in ("fails_with", "answer_fails_with"):
+        code = wanted.get(name)
+        if code is not None:
+            wanted[name] = RuntimeError("boom") if code == "unforeseen" else error_for(code)
+    daemon = FakeDaemon(**wanted)
+    descriptor = os.environ.get("FAKE_DAEMON_FD")
+    if descriptor is not None:
+        daemon.tell = lambda word: os.write(int(descriptor), word.encode() + b"\n")
+    return daemon
+
+
+if __name__ == "__main__":
+    from enclave_cli.main import main
+
+    sys.exit(main(_scripted().connect))

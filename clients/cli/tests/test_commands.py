@@ -1,0 +1,228 @@
+"""The commands that ask and print: what goes to the daemon, and what is made of its answer."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from enclave.protocol.methods import InstanceInfo, WallsInfo, WhyRecord
+from enclave_cli.commands import ps, serve, why
+from enclave_cli.errors import ExitCode
+
+if TYPE_CHECKING:
+    from .conftest import Run, Script
+    from .fake_daemon import FakeDaemon
+
+
+def test_list_marks_the_default_model_and_says_what_to_know_of_it(run: Run) -> None:
+    lines = run("list").out.splitlines()
+    assert lines[0].split() == ["NAME", "SOURCE", "SIZE", "BACKENDS", "NOTE"]
+    assert lines[1].split(maxsplit=6) == ["*", "tiny", "builtin", "1.1", "MiB", "fake", "Too small to be right."]
+    assert lines[2].split(maxsplit=5) == ["folder:other", "folder", "4.0", "GiB", "fake,", "llama_cpp  -"]
+
+
+def test_list_without_models_says_how_to_run_one(run: Run, daemon: FakeDaemon) -> None:
+    daemon.models_known = ()
+    assert "enclave run" in run("list").out
+    assert run("list", "--json").json == {"models": []}
+
+
+def test_list_as_json_has_the_models_as_the_daemon_tells_them(run: Run) -> None:
+    (tiny, other) = run("list", "--json").json["models"]
+    assert tiny["name"] == "tiny"
+    assert tiny["default"] is True
+    assert tiny["size"] == 1_185_376
+    assert other["path"] is None
+
+
+def test_show_takes_a_path_from_where_the_person_stands(
+    run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("show", "some.gguf")
+    assert daemon.request("show") == {"model": str(tmp_path / "some.gguf")}
+
+
+def test_show_tells_what_the_header_says(run: Run) -> None:
+    done = run("show", "tiny")
+    assert "architecture  llama" in done.out
+    assert "parameters    260 K" in done.out
+    assert "context       512 tokens" in done.out
+    assert "licence" not in done.out
+    assert run("show", "tiny", "--json").json["header"]["context_length"] == 512
+
+
+def test_ps_tells_memory_queue_and_walls(run: Run) -> None:
+    heading, row = run("ps").out.splitlines()
+    assert heading.split() == [
+        "MODEL",
+        "STATE",
+        "BACKEND",
+        "DEVICE",
+        "MEMORY",
+        "ESTIMATED",
+        "RUNNING",
+        "QUEUED",
+        "THREADS",
+        "CONTEXT",
+        "UP",
+        "WALLS",
+        "PID",
+        "ID",
+    ]
+    assert " ".join(row.split()) == (
+        "tiny ready fake cpu 3.0 MiB 2.0 MiB 1 2 1 2,048 1 min 15 s partial (no landlock) 4711 i1"
+    )
+
+
+def test_ps_says_so_when_nothing_is_loaded(run: Run, daemon: FakeDaemon) -> None:
+    daemon.instances_known = ()
+    assert "No model is loaded" in run("ps").out
+    assert run("ps", "--json").json == {"instances": []}
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted", "pinned", "shown"),
+    [
+        ("ready", "ready", False, "ready"),
+        ("loading", "ready", False, "loading"),
+        ("loading", "unloaded", False, "loading, to be unloaded"),
+        ("ready", "ready", True, "ready, pinned"),
+    ],
+)
+def test_an_instances_state_says_what_it_is_to_become(state: str, wanted: str, pinned: bool, shown: str) -> None:
+    instance = InstanceInfo(id="i", model="m", state=state, wanted=wanted, backend="b", pinned=pinned)
+    assert ps.state(instance) == shown
+
+
+def test_walls_name_what_is_missing() -> None:
+    assert ps.walls(WallsInfo(state="full")) == "full"
+    assert ps.walls(WallsInfo(state="none", missing=("landlock", "seccomp"))) == "none (no landlock, seccomp)"
+    assert ps.walls(None) == ""
+
+
+def test_plugins_tells_why_one_failed(run: Run) -> None:
+    fake, torn = run("plugins").out.splitlines()[1:]
+    assert fake.split() == ["fake", "0.1.0", "backend,", "source", "ready", "-"]
+    assert "failed" in torn
+    assert "no module named 'gone'" in torn
+
+
+def test_load_sends_only_what_was_given(run: Run, daemon: FakeDaemon) -> None:
+    done = run("load", "tiny", "--context", "4096", "--no-flash-attention", "--kv-type", "f32")
+    assert daemon.request("load") == {
+        "model": "tiny",
+        "context": 4096,
+        "kv_type": "f32",
+        "flash_attention": False,
+        "threads": None,
+        "backend": None,
+    }
+    assert "memory    3.0 MiB (estimated 2.0 MiB)" in done.out
+    assert done.err == ""
+
+
+def test_load_as_json_tells_the_instance(run: Run) -> None:
+    document = run("load", "tiny", "--json").json
+    assert document["already_loaded"] is False
+    assert document["instance"]["memory"]["measured_bytes"] == 3 * 1024**2
+
+
+def test_unload_says_whether_there_was_something_to_unload(run: Run, daemon: FakeDaemon) -> None:
+    assert run("unload", "tiny").out == "tiny was unloaded\n"
+    daemon.instances_known = ()
+    done = run("unload", "tiny")
+    assert (done.exit_code, done.out) == (ExitCode.OK, "tiny was not loaded\n")
+
+
+def test_why_is_asked_about_a_request_a_model_or_what_came_last(run: Run, daemon: FakeDaemon) -> None:
+    for arguments, asked in (
+        ([], {"request": None, "model": None, "limit": 40}),
+        (["3f2a/7"], {"request": "3f2a/7", "model": None, "limit": 40}),
+        (["tiny", "--limit", "5"], {"request": None, "model": "tiny", "limit": 5}),
+    ):
+        daemon.asked.clear()
+        run("why", *arguments)
+        assert daemon.request("why") == asked
+
+
+def test_why_takes_an_existing_file_for_a_model() -> None:
+    assert why.is_request("models/7", exists=lambda _: False)
+    assert not why.is_request("models/7", exists=lambda _: True)
+    assert not why.is_request("folder:a/b", exists=lambda _: False)
+
+
+def test_why_tells_one_line_an_event_with_its_cause(daemon: FakeDaemon) -> None:
+    lines = why.text(daemon.records, zone=UTC).splitlines()
+    assert lines[0].split() == ["TIME", "NUMBER", "BECAUSE", "EVENT", "WHAT"]
+    assert lines[1].split(maxsplit=4) == [
+        "00:00:00.250",
+        "#7",
+        "-",
+        "RequestArrived",
+        "a request for tiny prompt_bytes=9 B",
+    ]
+    assert lines[2].split(maxsplit=4) == ["00:00:01.500", "#8", "#7", "Load", "loading tiny"]
+
+
+def test_why_tells_data_flat_and_with_units() -> None:
+    data: dict[str, object] = {
+        "kind": "event",
+        "cause": "c6/1",
+        "request": "c6/1",
+        "need": {"model": "tiny", "bytes_estimated": 2048, "flash_attention": None},
+        "charged_seconds": 0.0089,
+        "load_only": False,
+    }
+    record = WhyRecord(number=1, at=0.0, kind="event LeaseReturned", data=data)
+    assert why.because(record) == "c6/1"
+    assert why.told(record) == ("request=c6/1 model=tiny bytes_estimated=2.0 KiB charged_seconds=9 ms load_only=False")
+
+
+def test_why_says_so_when_nothing_is_on_record(run: Run, daemon: FakeDaemon) -> None:
+    daemon.records = ()
+    assert run("why", "tiny").out.startswith("Nothing is on record about tiny.")
+
+
+def test_serve_passes_its_options_to_the_daemons_program() -> None:
+    assert serve.options(None, None) == []
+    assert serve.options("a,b", "debug") == ["--only", "a,b", "--log-level", "debug"]
+
+
+def test_serve_becomes_the_program() -> None:
+    replaced: list[tuple[str, list[str]]] = []
+
+    def replace(program: str, command_line: list[str]) -> NoReturn:
+        replaced.append((program, command_line))
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        serve.become(["/bin/enclaved", "--only", "a"], replace, "linux")
+    assert replaced == [("/bin/enclaved", ["/bin/enclaved", "--only", "a"])]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a program that a shell runs")
+def test_serve_leaves_output_and_exit_code_to_the_program(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "enclaved"
+    program.write_text('#!/bin/sh\necho "$@"\nexit 3\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("ENCLAVE_HOME", str(tmp_path))
+    monkeypatch.setenv("ENCLAVE_DAEMON", str(program))
+    done = script.run("serve", "--log-level", "info")
+    assert (done.exit_code, done.out) == (ExitCode.ALREADY_RUNNING, "--log-level info\n")
+
+
+def test_serve_without_a_program_cannot_start_a_daemon(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENCLAVE_HOME", str(tmp_path))
+    monkeypatch.setenv("ENCLAVE_DAEMON", str(tmp_path / "missing"))
+    done = run("serve")
+    assert done.exit_code == ExitCode.UNREACHABLE
+    assert "hint: " in done.err

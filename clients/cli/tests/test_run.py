@@ -1,0 +1,448 @@
+"""`enclave run`: what is sent, what comes out where, and how it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from enclave.exceptions import error_for
+from enclave.protocol.messages import Progress, Stage
+from enclave_cli.commands.run import receipt_text
+from enclave_cli.errors import ExitCode
+
+if TYPE_CHECKING:
+    from .conftest import Run, Script
+    from .fake_daemon import FakeDaemon
+
+TEXT = "Once upon a time."
+LOADING = Progress(id=1, stage=Stage.LOADING, fraction=0.4)
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="signals, pipes and terminals as POSIX has them")
+
+
+def test_standard_output_gets_exactly_the_answer(run: Run, daemon: FakeDaemon) -> None:
+    daemon.progress = (LOADING,)
+    done = run("run", "tiny", "Once")
+    assert done == type(done)(ExitCode.OK, TEXT, "")
+
+
+def test_a_run_asks_for_what_the_command_line_says(run: Run, daemon: FakeDaemon) -> None:
+    run(
+        *("run", "tiny", "Once", "--raw", "--temperature", "0", "--max-tokens", "64", "--seed", "1"),
+        *("--top-k", "5", "--top-p", "0.5", "--min-p", "0.1", "--stop", "a", "--stop", "b"),
+        *("--context", "512", "--backend", "fake", "--priority", "background"),
+    )
+    assert daemon.request("connect")["priority"] == "background"
+    assert daemon.request("generate") == {
+        "model": "tiny",
+        "prompt": "Once",
+        "temperature": 0.0,
+        "max_tokens": 64,
+        "seed": 1,
+        "top_k": 5,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "stop": ("a", "b"),
+        "context": 512,
+        "backend": "fake",
+    }
+
+
+def test_what_was_not_said_is_left_to_the_daemon(run: Run, daemon: FakeDaemon) -> None:
+    run("run", "tiny", "Once")
+    assert daemon.request("generate") == {"model": "tiny", "prompt": "Once"}
+    assert daemon.request("connect")["priority"] == "normal"
+
+
+def test_an_empty_prompt_is_a_prompt(run: Run, daemon: FakeDaemon) -> None:
+    run("run", "tiny", "")
+    assert daemon.request("generate")["prompt"] == ""
+
+
+def test_a_prompt_may_begin_with_a_dash(run: Run, daemon: FakeDaemon) -> None:
+    run("run", "tiny", "--", "--raw")
+    assert daemon.request("generate")["prompt"] == "--raw"
+
+
+def test_the_prompt_comes_from_a_pipe(run: Run, daemon: FakeDaemon) -> None:
+    run("run", "tiny", stdin="Es war einmal – é\n".encode())
+    assert daemon.request("generate")["prompt"] == "Es war einmal – é"
+
+
+def test_prompt_and_piped_text_are_both_sent(run: Run, daemon: FakeDaemon) -> None:
+    run("run", "tiny", "Explain:", stdin=b"x = 1\n")
+    assert daemon.request("generate")["prompt"] == "Explain:\n\nx = 1"
+
+
+def test_without_a_model_the_default_one_answers(run: Run, daemon: FakeDaemon) -> None:
+    run("run", stdin=b"Once")
+    assert daemon.request("generate")["model"] == "tiny"
+
+
+def test_without_a_model_and_without_a_default_one_there_is_an_error(run: Run, daemon: FakeDaemon) -> None:
+    daemon.models_known = ()
+    done = run("run", stdin=b"Once")
+    assert done.exit_code == ExitCode.FAILED
+    assert "no default model" in done.err
+
+
+def test_a_path_is_made_absolute(run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("run", "models/a.gguf", "Once")
+    assert daemon.request("generate")["model"] == str(tmp_path / "models/a.gguf")
+
+
+def test_no_prompt_at_all_is_a_usage_error_that_explains_the_one_argument(run: Run, daemon: FakeDaemon) -> None:
+    done = run("run", "Once upon")
+    assert done.exit_code == ExitCode.USAGE
+    assert 'a single argument is the MODEL: enclave run MODEL "Once upon"' in done.err
+    assert daemon.asked == []
+
+
+def test_a_lone_argument_that_is_no_model_is_perhaps_a_prompt(run: Run, daemon: FakeDaemon) -> None:
+    daemon.texts = ()
+    daemon.fails_with = error_for("model_not_found", "there is no model 'Once upon'", hint="look")
+    assert "hint: a single argument is the MODEL" in run("run", "Once upon", stdin=b"x").err
+    assert "hint: look (a single argument" in run("run", "tin", stdin=b"x").err
+    assert "single argument" not in run("run", "tin", "Once upon").err
+
+
+def test_bytes_that_are_no_text_are_refused(run: Run, daemon: FakeDaemon) -> None:
+    done = run("run", "tiny", stdin=b"ab\xff")
+    assert done.exit_code == ExitCode.USAGE
+    assert "not UTF-8 text (byte 2)" in done.err
+    assert daemon.asked == []
+
+
+def test_an_error_in_the_middle_keeps_what_came(run: Run, daemon: FakeDaemon) -> None:
+    daemon.fails_with = error_for("worker_died", "it died")
+    done = run("run", "tiny", "Once")
+    assert (done.exit_code, done.out) == (ExitCode.FAILED, TEXT)
+    assert done.err.startswith("enclave: it died\n")
+
+
+def test_json_is_one_document_at_the_end(run: Run, daemon: FakeDaemon) -> None:
+    daemon.progress = (LOADING,)
+    done = run("run", "tiny", "Once", "--json")
+    assert done.err == ""
+    assert done.out.count("\n") == 1
+    assert done.json == {
+        "text": TEXT,
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 5, "cached_tokens": 3, "completion_tokens": 42},
+        "timings": {
+            "tokenize_seconds": None,
+            "prompt_seconds": 0.01,
+            "first_token_seconds": 0.02,
+            "decoding_seconds": 1.0,
+            "total_seconds": None,
+        },
+        "receipt": {
+            "model": "tiny",
+            "model_hash": "sha256:c0ffee",
+            "backend": "fake",
+            "device": "cpu",
+            "instance": "i1",
+            "queued_seconds": 0.002,
+            "loading_seconds": 0.5,
+        },
+    }
+
+
+def test_json_of_a_failed_run_is_the_error_alone(run: Run, daemon: FakeDaemon) -> None:
+    daemon.fails_with = error_for("worker_died", "it died")
+    done = run("run", "tiny", "Once", "--json")
+    assert done.exit_code == ExitCode.FAILED
+    assert done.json["error"]["code"] == "worker_died"
+
+
+def test_json_lines_tell_progress_chunks_and_result(run: Run, daemon: FakeDaemon) -> None:
+    daemon.progress = (LOADING,)
+    lines = run("run", "tiny", "Once", "--json", "--stream").json_lines
+    assert lines[0] == {"type": "progress", "stage": "loading", "fraction": 0.4}
+    assert lines[1] == {"type": "chunk", "text": "Once", "tokens": [1, 2]}
+    assert [line["type"] for line in lines] == ["progress", "chunk", "chunk", "chunk", "result"]
+    assert set(lines[-1]) == {"type", "finish_reason", "usage", "timings", "receipt"}
+
+
+def test_an_error_among_json_lines_is_a_line(run: Run, daemon: FakeDaemon) -> None:
+    daemon.fails_with = error_for("worker_died", "it died")
+    last = run("run", "tiny", "Once", "--json", "--stream").json_lines[-1]
+    assert last["type"] == "error"
+    assert last["error"]["code"] == "worker_died"
+
+
+def test_stream_without_json_is_a_usage_error(run: Run) -> None:
+    assert run("run", "tiny", "Once", "--stream").exit_code == ExitCode.USAGE
+
+
+def test_verbose_prints_the_receipt_on_standard_error(run: Run) -> None:
+    done = run("run", "tiny", "Once", "--verbose", "--raw")
+    assert done.out == TEXT
+    assert done.err.splitlines() == [
+        "model     tiny (sha256:c0ffee)",
+        "backend   fake",
+        "device    cpu",
+        "instance  i1",
+        "tokens    5 prompt (3 from the cache), 42 answer",
+        "speed     200.0 tokens/s prompt, 42.0 tokens/s answer",
+        "times     queued 2 ms, loading 500 ms, prompt 10 ms, first token 20 ms, answer 1.0 s",
+        "finish    stop",
+    ]
+
+
+def test_missing_templates_are_told_unless_raw_is_asked_for(run: Run) -> None:
+    assert "chat templates are not applied yet" in run("run", "tiny", "Once", "--verbose").err
+    assert "chat templates" not in run("run", "tiny", "Once", "--verbose", "--raw").err
+    assert run("run", "tiny", "Once").err == ""
+
+
+def test_a_receipt_without_measurements_says_less(run: Run, daemon: FakeDaemon) -> None:
+    from enclave.protocol.methods import Timings, Usage
+
+    class Answer:
+        finish_reason = "length"
+        usage = Usage()
+        timings = Timings()
+        receipt = None
+
+    assert receipt_text(Answer(), {}).splitlines() == [
+        "tokens  0 prompt, 0 answer",
+        "finish  length",
+    ]
+
+
+@contextmanager
+def _running(
+    script: Script, *arguments: str, stdout: int = subprocess.PIPE, stdin: int = subprocess.DEVNULL, **wanted: Any
+) -> Generator[tuple[subprocess.Popen[bytes], Any]]:
+    """The command in a process of its own, and what its daemon reports, a word a line."""
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        script.command(*arguments),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=script.environment(wanted, writing),
+        pass_fds=(writing,),
+    )
+    os.close(writing)
+    with process, os.fdopen(reading) as reports:
+        try:
+            yield process, reports
+        finally:
+            process.kill()
+
+
+@posix_only
+def test_ctrl_c_cancels_the_request_and_leaves_quietly(script: Script) -> None:
+    with _running(script, "run", "tiny", "Once", hangs=True) as (process, reports):
+        assert reports.readline() == "hanging\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+        assert reports.read() == "cancelled\n"
+        assert (process.returncode, out, err) == (ExitCode.INTERRUPTED, TEXT.encode(), b"")
+
+
+@posix_only
+def test_ctrl_c_with_json_is_a_document_too(script: Script) -> None:
+    with _running(script, "run", "tiny", "Once", "--json", hangs=True) as (process, reports):
+        assert reports.readline() == "hanging\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+        assert (process.returncode, err) == (ExitCode.INTERRUPTED, b"")
+        assert json.loads(out)["error"]["code"] == "cancelled"
+
+
+@posix_only
+def test_a_reader_that_has_enough_is_no_error(script: Script) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with _running(script, "run", "tiny", "Once", stdout=writing) as (process, reports):
+        os.close(writing)
+        _, err = process.communicate()
+        assert reports.read() == "cancelled\n"
+        assert (process.returncode, err) == (ExitCode.OK, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
+def test_a_full_disk_is_no_defect_of_ours(script: Script) -> None:
+    with (
+        Path("/dev/full").open("wb") as full,
+        _running(script, "run", "tiny", "Once", stdout=full.fileno()) as (
+            process,
+            reports,
+        ),
+    ):
+        _, err = process.communicate()
+        assert reports.read() == "cancelled\n"
+        assert process.returncode == ExitCode.FAILED
+        assert err.startswith(b"enclave: the system refused: ")
+        assert b"Traceback" not in err
+
+
+@posix_only
+def test_a_closed_standard_output_is_no_defect_either(script: Script) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *script.command("list")],
+        env=script.environment({}),
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (ExitCode.OK, b"")
+
+
+@posix_only
+def test_an_open_pipe_that_stays_silent_is_told_of(script: Script) -> None:
+    with _running(script, "run", "tiny", "Once", stdin=subprocess.PIPE) as (process, _):
+        assert process.stderr is not None
+        assert b"waiting for the prompt's text on standard input" in process.stderr.readline()
+        out, _ = process.communicate(b"more")
+        assert (process.returncode, out) == (ExitCode.OK, TEXT.encode())
+
+
+class Terminal:
+    """A pseudo-terminal with the command on it, as a person sees it."""
+
+    def __init__(self, script: Script, *arguments: str, **wanted: Any) -> None:
+        import pty
+
+        self._own, its = pty.openpty()
+        self._reports, writing = os.pipe()
+        environment = {**script.environment(wanted, writing), "TERM": "dumb"}
+        self.process = subprocess.Popen(
+            # A session of its own with this terminal, so that the typed Ctrl-C becomes its signal.
+            [sys.executable, "-c", _ON_A_TERMINAL, *script.command(*arguments)],
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            env=environment,
+            pass_fds=(writing,),
+            start_new_session=True,
+        )
+        os.close(its)
+        os.close(writing)
+        self.shown = ""
+
+    def until(self, text: str) -> str:
+        """Reads until `text` is shown; gives what came since the last call."""
+        start = len(self.shown)
+        while text not in self.shown[start:]:
+            piece = os.read(self._own, 4096)
+            self.shown += piece.decode()
+        return self.shown[start:]
+
+    def report(self) -> str:
+        """The daemon's next word."""
+        word = b""
+        while not word.endswith(b"\n"):
+            word += os.read(self._reports, 1)
+        return word.decode().strip()
+
+    def type(self, text: str) -> None:
+        os.write(self._own, text.encode())
+
+    def end(self) -> str:
+        """The rest of what is shown, to the command's end."""
+        start = len(self.shown)
+        while True:
+            try:
+                piece = os.read(self._own, 4096)
+            except OSError:  # Linux's way to say that nobody has the other side open
+                piece = b""
+            if not piece:
+                self.process.wait()
+                return self.shown[start:]
+            self.shown += piece.decode()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._own)
+        os.close(self._reports)
+
+
+_ON_A_TERMINAL = """if True:
+    import fcntl, os, sys, termios
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def terminal(script: Script) -> Iterator[Any]:
+    opened: list[Terminal] = []
+
+    def open_terminal(*arguments: str, **wanted: Any) -> Terminal:
+        opened.append(Terminal(script, *arguments, **wanted))
+        return opened[-1]
+
+    yield open_terminal
+    for one in opened:
+        one.close()
+
+
+@posix_only
+def test_on_a_terminal_the_answer_ends_in_a_newline_and_carries_no_control_characters(terminal: Any) -> None:
+    shown = terminal("run", "tiny", "Once", "--raw", texts=["\x1b[31mred"])
+    assert shown.end() == "\ufffd[31mred\r\n"
+    assert shown.process.returncode == ExitCode.OK
+
+
+@posix_only
+def test_on_a_terminal_templates_are_told_of_once(terminal: Any) -> None:
+    assert terminal("run", "tiny", "Once").end().count("chat templates are not applied yet") == 1
+
+
+@posix_only
+def test_the_prompt_loop_answers_until_the_end_of_input(terminal: Any) -> None:
+    loop = terminal("run", "tiny")
+    assert "chat templates" in loop.until(">>> ")
+    loop.type("Once\n")
+    assert TEXT in loop.until(">>> ")
+    loop.type("\x04")
+    assert "Traceback" not in loop.end()
+    assert loop.process.returncode == ExitCode.OK
+
+
+@posix_only
+def test_ctrl_c_in_the_prompt_loop_cancels_the_answer_and_asks_again(terminal: Any) -> None:
+    loop = terminal("run", "tiny", hangs=True)
+    loop.until(">>> ")
+    loop.type("Once\n")
+    assert loop.report() == "hanging"
+    loop.type("\x03")
+    assert loop.report() == "cancelled"
+    assert "Traceback" not in loop.until(">>> ")
+    loop.type("\x04")
+    loop.end()
+    assert loop.process.returncode == ExitCode.OK
+
+
+@posix_only
+def test_an_error_in_the_prompt_loop_is_told_and_the_next_prompt_asked_for(terminal: Any) -> None:
+    loop = terminal("run", "tiny", answer_fails_with="context_exceeded")
+    loop.until(">>> ")
+    loop.type("Once\n")
+    assert "hint: " in loop.until(">>> ")
+    loop.type("\x04")
+    loop.end()
+    assert loop.process.returncode == ExitCode.OK
+
+
+@posix_only
+def test_a_model_that_is_not_there_is_told_before_a_prompt_is_asked_for(terminal: Any) -> None:
+    shown = terminal("run", "Once upon", fails_with="model_not_found")
+    said = shown.end()
+    assert ">>>" not in said
+    assert "a single argument is the MODEL" in said
+    assert shown.process.returncode == ExitCode.FAILED
