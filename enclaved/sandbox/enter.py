@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from enclaved.sandbox import filter as seccomp_filter
+from enclaved.sandbox.lookers import shut_lookers_out
 from enclaved.sandbox.profile import ACCESS_RIGHTS
 from enclaved.sandbox.status import SECCOMP_MODE_FILTER, ThreadWalls, parse_status
 from enclaved.sandbox.tables import (
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 State = Literal["full", "partial", "none"]
 
 _PR_SET_PDEATHSIG: Final = 1
-_PR_GET_DUMPABLE: Final = 3
-_PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SIGKILL: Final = 9
 _SECCOMP_SET_MODE_FILTER: Final = 1
@@ -170,7 +169,10 @@ class _Entrance:
             )
         if descriptors is not None:
             self._refuse_other_descriptors(descriptors)
-        self._shut_lookers_out()
+        try:
+            shut_lookers_out()
+        except OSError as error:
+            raise SandboxError(str(error.strerror)) from error
         if die_with_parent:
             self._die_with_parent(parent_pid)
         capabilities_dropped = self._drop_capabilities()
@@ -197,14 +199,6 @@ class _Entrance:
                 f"files are open that this child was not given: {named}",
                 hint="spawn it with close_fds=True and only its channel in pass_fds",
             )
-
-    def _shut_lookers_out(self) -> None:
-        _no_core_dump()
-        # A core_pattern that pipes ignores the limit's size; it doesn't ignore this, nor does a debugger of the same
-        # user.
-        self._prctl("hide its memory from other programs", _PR_SET_DUMPABLE, 0)
-        if self._libc.prctl(_PR_GET_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0))) != 0:
-            raise SandboxError("its memory stays visible to other programs of this user")
 
     def _die_with_parent(self, parent_pid: int | None) -> None:
         self._prctl("end with its parent", _PR_SET_PDEATHSIG, _SIGKILL)
@@ -417,7 +411,7 @@ class _Entrance:
 def _without_kernel_help(reason: str) -> Walls:
     stands: tuple[str, ...] = ()
     if sys.platform != "win32":
-        _no_core_dump()
+        shut_lookers_out()
         stands = ("no core dump",)
     return Walls(
         state="none",
@@ -433,12 +427,6 @@ def _without_kernel_help(reason: str) -> Walls:
         open_by_design=_OPEN_BY_DESIGN,
         paths_left_out=(),
     )
-
-
-def _no_core_dump() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _known_machine(name: str) -> Machine | None:

@@ -1,0 +1,6 @@
+"""The channel between the daemon and its children: framing and typed messages, the same code at both ends."""
+
+from __future__ import annotations
+
+LINK_VERSION = 1
+"""A daemon only works with children of its own link version."""

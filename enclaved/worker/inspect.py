@@ -1,0 +1,37 @@
+"""The inspector: reads headers of model files, which may be hostile, with the readers that backends name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from enclaved.link.messages import FromChild, HeaderRead, HeaderRefused, ReadHeader
+from enclaved.link.packing import pack
+from enclaved.plugin.model import HEADER_BYTES_MAX, HeaderError
+from enclaved.plugin.plain import to_plain
+from enclaved.worker.heavy import load_attribute
+
+REASON_CHARACTERS_MAX = 1000
+"""Of a refusal: a sentence or two."""
+
+
+def read_header(job: ReadHeader, descriptor: int) -> FromChild:
+    """Reads the header of an open file with the backend's reader, and closes the file."""
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            reader: Callable[..., object] = load_attribute(job.reader)
+            header = to_plain(reader(file, os.fstat(file.fileno()).st_size))
+            size_bytes = len(pack(header))
+        except (HeaderError, ImportError, OSError) as error:
+            return _refused(job, str(error) or type(error).__name__)
+        except Exception as error:  # noqa: BLE001
+            # A reader should map these; a hostile file that finds a gap in it is refused all the same.
+            return _refused(job, f"the header cannot be read ({type(error).__name__})")
+    if size_bytes > HEADER_BYTES_MAX:
+        return _refused(job, f"the header is larger than {HEADER_BYTES_MAX} bytes")
+    return HeaderRead(job.job, header)
+
+
+def _refused(job: ReadHeader, reason: str) -> HeaderRefused:
+    # The reason may quote the file, whose texts need not be Unicode.
+    return HeaderRefused(job.job, reason[:REASON_CHARACTERS_MAX].encode("utf-8", "replace").decode())
