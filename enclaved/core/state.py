@@ -12,7 +12,7 @@ from enclaved.core.reasons import Reason
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds the core keeps. The defaults are those of the configuration."""
+    """The bounds the core keeps."""
 
     queued_per_client_max: int = 64
     queued_max: int = 512

@@ -1,0 +1,1 @@
+"""The daemon's process: no model code, no model bytes, no internet."""

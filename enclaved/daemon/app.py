@@ -1,0 +1,161 @@
+"""The composition root: builds the daemon's parts, ties them together, runs them until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq.asyncio
+
+from enclave.paths import DaemonState, Places, private_folder, socket_path, write_state
+from enclave.protocol.messages import PROTOCOL_VERSION
+from enclaved import __version__
+from enclaved.core.events import ShutdownAsked
+from enclaved.core.ids import DeviceId
+from enclaved.core.state import Device, Limits, State
+from enclaved.core.story import Story
+from enclaved.daemon.broker import Broker, Call
+from enclaved.daemon.catalog import Catalog, HeaderCache
+from enclaved.daemon.clock import SystemClock
+from enclaved.daemon.conductor import Conductor
+from enclaved.daemon.config import Config, DaemonSettings
+from enclaved.daemon.hands import WorkerHands
+from enclaved.daemon.hardware import CpuSettings, MemorySettings, memory_limit_bytes, read_machine, usable_cores
+from enclaved.daemon.methods import Identity, Methods
+from enclaved.daemon.models import Models
+from enclaved.daemon.needs import InstanceSettings
+from enclaved.daemon.startup import HomeLock, ReadyPipe
+from enclaved.daemon.supervisor import Supervisor, WorkerSettings
+from enclaved.plugin.hookspecs import SourceContext
+from enclaved.plugin.manager import Plugins
+
+CPU = "cpu"
+"""The one device for now: the processor with its memory."""
+
+logger = logging.getLogger("enclaved")
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """What it takes to build the daemon, and its whole life."""
+
+    places: Places
+    config: Config
+    plugins: Plugins
+    environment: Mapping[str, str]
+    endpoint: str
+
+    async def run(self, lock: HomeLock, ready: ReadyPipe) -> None:
+        """Serves until a signal or a client says to end."""
+        loop = asyncio.get_running_loop()
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        _seed_routing_ids()
+        async with asyncio.TaskGroup() as tasks:
+            started = time.time()
+            context = zmq.asyncio.Context()
+            clock = SystemClock()
+            supervisor = self._supervisor(loop)
+            machine = read_machine()
+            capacity = memory_limit_bytes(machine, self.config.table("memory", MemorySettings).limit_bytes)
+            cores = usable_cores(machine, self.config.table("cpu", CpuSettings).cores_max)
+            cpu = Device(DeviceId(CPU), capacity, cores)
+            conductor = Conductor(State({cpu.id: cpu}, Limits()), Story(), clock, tasks)
+            models = self._models(supervisor, cores)
+            workers = self.config.table("workers", WorkerSettings)
+            hands = WorkerHands(models, supervisor, workers, clock, conductor.post)
+            conductor.employ(hands)
+
+            async def handle(call: Call) -> None:
+                await methods.handle(call)
+
+            broker = Broker(context, handle, tasks, __version__)
+            methods = Methods(
+                identity=Identity(self.endpoint, str(self.places.home), _executable(), started),
+                models=models,
+                conductor=conductor,
+                hands=hands,
+                supervisor=supervisor,
+                plugins=self.plugins.lines,
+                clock=clock,
+                sessions=lambda: broker.sessions,
+                stop=stopping.set,
+            )
+            broker.bind(self.endpoint, pid=os.getpid(), uid=os.getuid() if hasattr(os, "getuid") else None)
+            running = [tasks.create_task(conductor.run()), tasks.create_task(broker.serve())]
+            write_state(
+                self.places,
+                DaemonState(os.getpid(), __version__, PROTOCOL_VERSION, self.endpoint, started, _executable()),
+            )
+            lock.is_ready()
+            ready.ready(self.endpoint, os.getpid())
+            logger.info("enclaved %s serves %s", __version__, self.endpoint)
+            supervisor.start_spare()
+            await stopping.wait()
+            logger.info("ending")
+            conductor.post(ShutdownAsked("shutdown"))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2 * workers.stop_seconds_max):
+                    await conductor.wait_quiet()
+            await supervisor.close()
+            self.places.state_file.unlink(missing_ok=True)
+            for task in running:
+                task.cancel()
+        broker.close()
+        context.term()
+        if (path := socket_path(self.endpoint)) is not None:
+            path.unlink(missing_ok=True)
+            if path.parent != self.places.run:
+                # A folder for sockets of homes with long paths: it goes with the last of them.
+                with suppress(OSError):
+                    path.parent.rmdir()
+        logger.info("ended")
+
+    def _supervisor(self, loop: asyncio.AbstractEventLoop) -> Supervisor:
+        private_folder(self.places.data)
+        return Supervisor(
+            self.plugins.backends,
+            self.config.table("workers", WorkerSettings),
+            loop,
+            environment=self.environment,
+            private_folders=[str(Path.home()), str(self.places.home)],
+            memory_file=self.places.data / "last_backend",
+        )
+
+    def _models(self, supervisor: Supervisor, cores: int) -> Models:
+        settings = self.config.table("", DaemonSettings)
+        sources = [
+            (source, SourceContext(self.places.data / source.name, self._settings_of(source.name)))
+            for source in self.plugins.sources
+        ]
+        catalog = Catalog(sources, settings.aliases, settings.default_model)
+        headers = HeaderCache(supervisor.read_header)
+        instances = self.config.table("instances", InstanceSettings)
+        return Models(catalog, headers, self.plugins.backends, instances, device=CPU, cores=cores)
+
+    def _settings_of(self, plugin: str) -> object | None:
+        declared = self.plugins.settings.get(plugin)
+        if declared is None:
+            return None
+        kind: type[object] = declared.settings
+        return self.config.table(f"plugins.{plugin}", kind)
+
+
+def _executable() -> str:
+    return str(Path(sys.argv[0]).absolute())
+
+
+def _seed_routing_ids() -> None:
+    """libzmq numbers its peers from the C library's random generator, which starts alike in every process."""
+    import ctypes
+
+    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))

@@ -1,0 +1,97 @@
+"""The program `enclaved`: options, home, plugins and configuration; then the daemon itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import zmq
+
+from enclave.paths import PathError, Places, choose_endpoint, places
+from enclaved import __version__
+from enclaved.daemon.app import Daemon
+from enclaved.daemon.config import Config, ConfigError, DaemonSettings, load_config
+from enclaved.daemon.hardware import CpuSettings, MemorySettings
+from enclaved.daemon.needs import InstanceSettings
+from enclaved.daemon.observe import LogSettings, open_log
+from enclaved.daemon.startup import AlreadyRunningError, HomeLock, ReadyPipe, ready_pipe
+from enclaved.daemon.supervisor import WorkerSettings
+from enclaved.plugin.manager import Plugins, load_plugins
+from enclaved.sandbox.lookers import shut_lookers_out
+
+EXIT_FAILED = 1
+EXIT_ALREADY_RUNNING = 3
+TABLES: Mapping[str, type] = {
+    "": DaemonSettings,
+    "cpu": CpuSettings,
+    "instances": InstanceSettings,
+    "log": LogSettings,
+    "memory": MemorySettings,
+    "workers": WorkerSettings,
+}
+"""The tables of the configuration; each plugin adds its own below `plugins`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program `enclaved`."""
+    parser = argparse.ArgumentParser(prog="enclaved", description="Owns the local models and serves them to clients.")
+    parser.add_argument("--version", action="version", version=f"enclaved {__version__}")
+    parser.add_argument("--only", metavar="A,B", help="load only these plugins")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    with ready_pipe(options.ready_fd) as ready:
+        sys.exit(_start(options, ready))
+
+
+def _start(options: argparse.Namespace, ready: ReadyPipe) -> int:
+    os.umask(0o077)
+    environment = dict(os.environ)
+    if options.log_level:
+        environment["ENCLAVE_LOG_LEVEL"] = options.log_level
+    where = places(environment)
+    try:
+        shut_lookers_out()
+        lock = HomeLock(where)
+        plugins = load_plugins(options.only.split(",") if options.only else None, environment=environment)
+        config = read_config(where, plugins, environment)
+        endpoint = choose_endpoint(where, environment)
+    except AlreadyRunningError as running:
+        print(running, file=sys.stderr)
+        if running.endpoint is not None and running.pid is not None:
+            ready.ready(running.endpoint, running.pid)
+        return EXIT_ALREADY_RUNNING
+    except (ConfigError, PathError) as error:
+        print(f"enclaved: {error}\n{error.hint}".strip(), file=sys.stderr)
+        ready.failed(getattr(error, "code", "daemon_unavailable"), str(error), error.hint)
+        return EXIT_FAILED
+    except OSError as error:
+        print(f"enclaved: {error}", file=sys.stderr)
+        ready.failed("daemon_unavailable", str(error))
+        return EXIT_FAILED
+    open_log(config.table("log", LogSettings))
+    failed = False
+    try:
+        asyncio.run(Daemon(where, config, plugins, environment, endpoint).run(lock, ready))
+    except* (OSError, zmq.ZMQError) as group:
+        # Such as an address that cannot be bound, or a disk that is full.
+        failed = True
+        reason = "; ".join(map(str, group.exceptions))
+        print(f"enclaved: {reason}", file=sys.stderr)
+        ready.failed("daemon_unavailable", reason)
+    return EXIT_FAILED if failed else 0
+
+
+def read_config(where: Places, plugins: Plugins, environment: Mapping[str, str]) -> Config:
+    """The configuration file, or the defaults where there is none. Raises ConfigError."""
+    declared = dict(TABLES) | {f"plugins.{name}": table.settings for name, table in plugins.settings.items()}
+    try:
+        text = where.config_file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where.config_file} cannot be read: {error}") from error
+    return load_config(text, environment, declared, str(where.config_file))

@@ -1,0 +1,120 @@
+"""What the daemon knows of the models that requests have named: entry, backend, header, file. Asked by the hands when
+the core says to load one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+from enclaved.core.events import Need, Wish
+from enclaved.core.ids import ModelKey
+from enclaved.daemon.catalog import Catalog, FileIdentity, HeaderCache, identity_of, open_model_file
+from enclaved.daemon.needs import InstanceSettings, choose_backend, need_of, placement_for
+from enclaved.daemon.refusal import RefusalError
+from enclaved.plugin.hookspecs import Backend
+from enclaved.plugin.model import ModelEntry, ModelHeader
+
+KNOWN_MAX = 1024
+"""Above it, what nobody uses is forgotten: a client may name any number of models."""
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model run by a backend."""
+
+    key: ModelKey
+    entry: ModelEntry
+    backend: Backend
+    header: ModelHeader
+    identity: FileIdentity | None
+    """Of the first file; None for a model without files."""
+
+
+class Models:
+    """Turns references into needs, and remembers what each need was made from."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        headers: HeaderCache,
+        backends: Mapping[str, Backend],
+        settings: InstanceSettings,
+        *,
+        device: str,
+        cores: int,
+    ) -> None:
+        self.catalog = catalog
+        self.backends = backends
+        self._headers = headers
+        self._settings = settings
+        self._device = device
+        self._cores = cores
+        self._known: dict[ModelKey, KnownModel] = {}
+        self._replaced = 0
+        """Files that were found replaced so far."""
+
+    def known(self, key: ModelKey) -> KnownModel:
+        """What a key stands for."""
+        return self._known[key]
+
+    def keys_of(self, entry: ModelEntry) -> list[ModelKey]:
+        """The keys under which a model has been asked for, by whichever backend."""
+        return [key for key, known in self._known.items() if known.entry.name == entry.name]
+
+    async def choose(self, reference: str | None, backend: str | None) -> tuple[ModelEntry, Backend]:
+        """The model a reference means and the backend that would run it. Raises RefusalError."""
+        entry = await self.catalog.resolve(reference)
+        for file in entry.files:
+            # In a thread: a file may lie on a disk that does not answer.
+            await asyncio.to_thread(identity_of, file.path)
+        return entry, choose_backend(entry, self.backends, backend)
+
+    async def header(self, entry: ModelEntry, backend: Backend) -> tuple[ModelHeader, FileIdentity | None]:
+        """A model's header and the file it was read from. Raises RefusalError."""
+        if entry.header is not None or backend.header_reader is None or not entry.files:
+            return entry.header or ModelHeader(format=backend.name, architecture="unknown"), None
+        return await self._headers.get(entry.files[0].path, backend.header_reader)
+
+    async def need(self, entry: ModelEntry, backend: Backend, wish: Wish) -> Need:
+        """What an instance for a request would take. Raises RefusalError."""
+        header, identity = await self.header(entry, backend)
+        key = self._key(entry, backend, identity)
+        placement = placement_for(header, wish, self._settings, self._device, self._cores)
+        need = need_of(key, entry.name, backend, header, placement)
+        self._known[key] = KnownModel(key, entry, backend, header, identity)
+        return need
+
+    def _key(self, entry: ModelEntry, backend: Backend, identity: FileIdentity | None) -> ModelKey:
+        """A file that was replaced under its name is another model: requests for it need another instance."""
+        for known in self._known.values():
+            if (known.entry.name, known.backend.name, known.identity) == (entry.name, backend.name, identity):
+                return known.key
+        key = ModelKey(f"{entry.name}@{backend.name}")
+        if key in self._known:
+            self._replaced += 1
+            # The number is never used again: the core may remember what became of an earlier one.
+            key = ModelKey(f"{key}~{self._replaced + 1}")
+        return key
+
+    def forget_but(self, in_use: Set[ModelKey]) -> None:
+        """Forgets models that are not in use, the longest known first, when there are more than KNOWN_MAX."""
+        for key in list(self._known)[: max(0, len(self._known) - KNOWN_MAX)]:
+            if key not in in_use:
+                del self._known[key]
+
+    def open_files(self, known: KnownModel) -> list[tuple[str, str, int, int]]:
+        """(role, name, descriptor, size in bytes) of each file, opened; the caller closes them. Raises RefusalError."""
+        files: list[tuple[str, str, int, int]] = []
+        try:
+            for number, file in enumerate(known.entry.files):
+                descriptor, identity = open_model_file(file.path)
+                files.append((file.role, file.name, descriptor, identity.size_bytes))
+                if number == 0 and known.identity not in (None, identity):
+                    raise RefusalError("model_unreadable", f"{file.path}: the file was replaced; ask again")
+        except RefusalError:
+            for _, _, descriptor, _ in files:
+                os.close(descriptor)
+            raise
+        return files

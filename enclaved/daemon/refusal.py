@@ -1,0 +1,31 @@
+"""How a part of the daemon says no: with a code of the protocol's table, for the broker to send as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from enclave.protocol.errors import Number
+
+
+class RefusalError(Exception):
+    """Ends a request with an error that a person can act on."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        hint: str | None = None,
+        numbers: Mapping[str, Number] | None = None,
+        retry_after: float | None = None,
+        detail: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        """None: the hint of the code's row."""
+        self.numbers = dict(numbers or {})
+        self.retry_after = retry_after
+        self.detail = detail
+        """Text that came from a model, a prompt or a worker; it travels in the error's body only."""

@@ -1,0 +1,104 @@
+"""One daemon a home: the locks taken before the socket is bound, and the word to whoever waits for the start.
+
+A second bind to a live ipc path succeeds and takes it over, so the socket proves nothing; a lock does. It is never
+removed, and falls by itself when its holder dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from enclave.paths import Places, private_folder, read_state
+
+
+class AlreadyRunningError(Exception):
+    """Another daemon owns this home."""
+
+    def __init__(self, places: Places) -> None:
+        state = read_state(places)
+        who = f" (pid {state.pid}, version {state.version})" if state is not None else ""
+        super().__init__(f"enclaved is already running{who} for {places.home}")
+        self.pid = state.pid if state is not None else None
+        self.endpoint = state.endpoint if state is not None else None
+
+
+class HomeLock:
+    """Holds a home for the life of this process."""
+
+    def __init__(self, places: Places) -> None:
+        """Waits while another daemon of this home is starting, then takes the home.
+
+        Raises AlreadyRunningError (its endpoint can be used by then), PathError, OSError.
+        """
+        private_folder(places.run)
+        self._starting = _lock(places.run / "ready.lock", wait=True)
+        try:
+            self._life = _lock(places.lock_file, wait=False)
+        except BlockingIOError:
+            os.close(self._starting)
+            raise AlreadyRunningError(places) from None
+
+    def is_ready(self) -> None:
+        """Clients can connect from now on: lets whoever waits for this start go on."""
+        os.close(self._starting)
+
+
+def _lock(path: Path, *, wait: bool) -> int:
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags, 0o600)
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        return descriptor
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def ready_pipe(descriptor: int | None) -> Generator[ReadyPipe, None, None]:
+    """The pipe on which a client waits for this daemon's start; closed at the end whatever happens."""
+    pipe = ReadyPipe(descriptor)
+    try:
+        yield pipe
+    finally:
+        pipe.close()
+
+
+class ReadyPipe:
+    """Tells one JSON line: `{"endpoint", "pid"}`, or `{"error": {"code", "message", "hint"}}`."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def ready(self, endpoint: str, pid: int) -> None:
+        """Clients can connect there."""
+        self._tell({"endpoint": endpoint, "pid": pid})
+
+    def failed(self, code: str, message: str, hint: str = "") -> None:
+        """There will be no daemon."""
+        self._tell({"error": {"code": code, "message": message, "hint": hint}})
+
+    def close(self) -> None:
+        """Closes the pipe; by itself it tells that the daemon ended without a word."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _tell(self, what: dict[str, object]) -> None:
+        if self._descriptor is not None:
+            # Whoever started this daemon may have gone; it serves all the same.
+            with suppress(BrokenPipeError):
+                os.write(self._descriptor, json.dumps(what).encode() + b"\n")
+            self.close()

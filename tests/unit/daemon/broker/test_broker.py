@@ -1,0 +1,281 @@
+"""The ROUTER socket with real peers in this process: whatever they send, the others are served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
+import pytest
+import zmq
+import zmq.asyncio
+
+from enclave.protocol.messages import Bye, Cancel, Error, Hello, Message, Ping, Pong, Request, Result, Welcome
+from enclave.protocol.messages import Chunk as ChunkMessage
+from enclave.protocol.session import Role, Session
+from enclaved.daemon.broker import Broker, Call
+from enclaved.daemon.refusal import RefusalError
+
+pytestmark = pytest.mark.asyncio
+
+SECONDS = 20.0
+packb = cast("Callable[[object], bytes]", cast("Any", msgpack).packb)
+
+
+class Peer:
+    """A client: its DEALER socket and its session."""
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(endpoint)
+        self.session = Session(Role.CLIENT)
+
+    async def send(self, message: Any) -> None:
+        await self.socket.send_multipart(self.session.send(message))  # pyright: ignore[reportUnknownMemberType]
+
+    async def send_raw(self, *frames: bytes) -> None:
+        await self.socket.send_multipart(list(frames))  # pyright: ignore[reportUnknownMemberType]
+
+    async def next(self) -> Message:
+        async with asyncio.timeout(SECONDS):
+            while True:
+                frames = await self.socket.recv_multipart()
+                if received := self.session.receive(frames):
+                    return received[0]
+
+    async def hello(self) -> None:
+        await self.send(Hello(version=1, client="test"))
+        assert isinstance(await self.next(), Welcome)
+
+    async def call(self, name: str = "daemon.info") -> int:
+        request_id = self.session.next_id()
+        await self.send(Request(id=request_id, method=name))
+        return request_id
+
+
+class Served:
+    """A broker and the calls that came to it."""
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, broker: Broker) -> None:
+        self._context = context
+        self._endpoint = endpoint
+        self.broker = broker
+        self.calls: asyncio.Queue[Call] = asyncio.Queue()
+        self.handle: Callable[[Call], None] = self.calls.put_nowait
+        self.peers: list[Peer] = []
+
+    def peer(self) -> Peer:
+        self.peers.append(Peer(self._context, self._endpoint))
+        return self.peers[-1]
+
+    async def next_call(self) -> Call:
+        async with asyncio.timeout(SECONDS):
+            return await self.calls.get()
+
+    @property
+    def connections(self) -> int:
+        return len(vars(self.broker)["_connections"])
+
+
+@asynccontextmanager
+async def _served(folder: Path) -> AsyncGenerator[Served]:
+    context = zmq.asyncio.Context()
+    endpoint = f"inproc://{id(folder)}" if len(str(folder)) > 80 else f"ipc://{folder}/s"
+    async with asyncio.TaskGroup() as tasks:
+
+        async def handle(call: Call) -> None:
+            served.handle(call)
+
+        broker = Broker(context, handle, tasks, "1")
+        served = Served(context, endpoint, broker)
+        broker.bind(endpoint, pid=1, uid=None)
+        serving = tasks.create_task(broker.serve())
+        yield served
+        serving.cancel()
+    for peer in served.peers:
+        peer.socket.close()
+    broker.close()
+    context.term()
+
+
+@pytest.fixture
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("b")
+
+
+async def _until(condition: Callable[[], bool], peer: Peer) -> None:
+    """Each ping is a round through the broker; the condition comes true by one of them or the test fails."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await peer.send(Ping())
+            assert isinstance(await peer.next(), Pong)
+
+
+async def test_a_call_is_answered(short: Path) -> None:
+    async with _served(short) as served:
+        peer = served.peer()
+        await peer.hello()
+        request_id = await peer.call()
+        call = await served.next_call()
+        call.result(Result(id=request_id, body=b"\x80"))
+        assert await peer.next() == Result(id=request_id, body=b"\x80")
+        assert served.broker.sessions == 1
+
+
+GARBAGE: list[list[bytes]] = [
+    [],
+    [b""],
+    [b"\xc1"],
+    [b"\x80"],
+    [b"\x91" * 5000],
+    [b"x" * 100_000],
+    [packb({"type": "request", "id": 1, "method": "daemon.info"}), b""],
+    [packb({"type": "hello", "version": 99, "client": "x"})],
+    [packb({"type": "hello"}), b"", b""],
+    [packb({"type": "welcome"})],
+    [b""] * 500,
+]
+
+
+@pytest.mark.parametrize("frames", GARBAGE)
+async def test_garbage_ends_its_own_session_and_leaves_nothing_behind(short: Path, frames: list[bytes]) -> None:
+    async with _served(short) as served:
+        good, bad = served.peer(), served.peer()
+        await good.hello()
+        if frames:
+            await bad.send_raw(*frames)
+            answer = Session(Role.CLIENT)
+            answer.send(Hello(version=1, client="test"))
+            async with asyncio.timeout(SECONDS):
+                (error,) = answer.receive(await bad.socket.recv_multipart())
+            assert isinstance(error, Error)
+            assert error.id is None
+        await _until(lambda: served.connections == 1, good)
+        await good.call()
+        await served.next_call()
+
+
+async def test_a_peer_that_chose_its_own_routing_id_is_ignored(short: Path) -> None:
+    async with _served(short) as served:
+        good, bad = served.peer(), served.peer()
+        bad.socket.close()
+        bad = Peer.__new__(Peer)
+        bad.socket = vars(served)["_context"].socket(zmq.DEALER)
+        bad.socket.setsockopt(zmq.ROUTING_ID, b"admin")
+        bad.socket.setsockopt(zmq.LINGER, 0)
+        bad.socket.connect(vars(served)["_endpoint"])
+        bad.session = Session(Role.CLIENT)
+        served.peers.append(bad)
+        await bad.send(Hello(version=1, client="x"))
+        await good.hello()
+        await good.call()
+        await served.next_call()
+        assert served.connections == 1
+
+
+@pytest.mark.parametrize("open_calls", [0, 3])
+@pytest.mark.parametrize("way", ["bye", "vanish"])
+async def test_a_client_that_goes_is_forgotten_and_its_calls_are_cancelled(
+    short: Path, way: str, open_calls: int
+) -> None:
+    async with _served(short) as served:
+        good, gone = served.peer(), served.peer()
+        await good.hello()
+        await gone.hello()
+        calls: list[Call] = []
+        for _ in range(open_calls):
+            await gone.call()
+            calls.append(await served.next_call())
+        if way == "bye":
+            await gone.send(Bye())
+        else:
+            gone.socket.close()
+        await _until(lambda: served.connections == 1, good)
+        assert all(call.wants_cancel for call in calls)
+        for call in calls:
+            call.result(Result(id=call.request.id))
+
+
+async def test_a_client_that_only_pinged_and_vanished_is_forgotten(short: Path) -> None:
+    async with _served(short) as served:
+        good, gone = served.peer(), served.peer()
+        await good.hello()
+        await gone.send(Ping())
+        assert isinstance(await gone.next(), Pong)
+        assert served.connections == 2
+        gone.socket.close()
+        await _until(lambda: served.connections == 1, good)
+
+
+async def test_a_handler_that_raises_is_an_error_for_its_client_only(short: Path) -> None:
+    async with _served(short) as served:
+
+        def stumble(call: Call) -> None:
+            raise RuntimeError("a defect")
+
+        peer = served.peer()
+        await peer.hello()
+        served.handle = stumble
+        request_id = await peer.call()
+        error = await peer.next()
+        assert isinstance(error, Error)
+        assert (error.id, error.code) == (request_id, "internal")
+        served.handle = served.calls.put_nowait
+        await peer.call()
+        await served.next_call()
+
+
+UNSENDABLE: list[Callable[[Call], None]] = [
+    lambda call: call.result(Result(id=call.request.id, body=bytes(40 * 1024 * 1024))),
+    lambda call: call.result(Result(id=call.request.id, prompt_seconds=1e9)),
+    lambda call: call.result(Result(id=call.request.id, model="x" * 5000)),
+    lambda call: call.error(RefusalError("internal", "x", numbers={"a": float("nan")})),
+    lambda call: call.error(RefusalError("internal", "x", numbers={"a": 2**70})),
+    lambda call: call.error(RefusalError("internal", "x", retry_after=-1.0)),
+    lambda call: call.chunk(b"x", 0),
+]
+
+
+@pytest.mark.parametrize("answer", UNSENDABLE)
+async def test_an_answer_that_cannot_be_sent_is_an_error_and_no_silence(
+    short: Path, answer: Callable[[Call], None]
+) -> None:
+    async with _served(short) as served:
+        peer = served.peer()
+        await peer.hello()
+        request_id = await peer.call("generate")
+        call = await served.next_call()
+        answer(call)
+        error = await peer.next()
+        assert isinstance(error, Error)
+        assert (error.id, error.code) == (request_id, "internal")
+        call.chunk(b"x", 1)
+        call.result(Result(id=request_id))
+        await peer.send(Ping())
+        assert isinstance(await peer.next(), Pong)
+
+
+async def test_a_cancel_reaches_its_call_and_a_late_one_does_nothing(short: Path) -> None:
+    async with _served(short) as served:
+        peer = served.peer()
+        await peer.hello()
+        request_id = await peer.call("generate")
+        call = await served.next_call()
+        cancelled = asyncio.Event()
+        call.on_cancel = cancelled.set
+        cancel = peer.session.send(Cancel(id=request_id))  # pyright: ignore[reportArgumentType]
+        await peer.send_raw(*cancel)
+        async with asyncio.timeout(SECONDS):
+            await cancelled.wait()
+        call.chunk(b"x", 1)
+        call.error(RefusalError("cancelled", "The request was cancelled."))
+        error = await peer.next()
+        assert isinstance(error, Error)
+        assert not isinstance(error, ChunkMessage)
+        await peer.send_raw(*cancel)
+        await peer.send(Ping())
+        assert isinstance(await peer.next(), Pong)

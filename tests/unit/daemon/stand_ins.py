@@ -1,0 +1,180 @@
+"""Stand-ins for what surrounds the daemon's parts: a backend, a source, a child, a client's session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from enclave.protocol.messages import Hello, Message, Request, Welcome
+from enclave.protocol.methods import method
+from enclave.protocol.session import Role, Session
+from enclaved.core.ids import ClientId
+from enclaved.daemon.broker.call import Call, Client
+from enclaved.daemon.supervisor.child import Child, ChildEndedError
+from enclaved.daemon.supervisor.worker import Worker
+from enclaved.link.framing import LinkError
+from enclaved.link.messages import FromChild, ToChild
+from enclaved.plugin.engine import MemoryUse, Placement
+from enclaved.plugin.hookspecs import Backend, Source, SourceContext
+from enclaved.plugin.model import ModelEntry, ModelFile, ModelHeader, ModelName
+
+
+class StandInBackend(Backend):
+    """A backend's light half that says what it is told to."""
+
+    engine = "no_such_module:Engine"
+
+    def __init__(
+        self,
+        name: str,
+        suffix: str = ".gguf",
+        *,
+        refusal: str | None = None,
+        estimate: MemoryUse | None = None,
+        failure: Exception | None = None,
+    ) -> None:
+        self.name = name
+        self._suffix = suffix
+        self._refusal = refusal
+        self._estimate = estimate or MemoryUse(weights_bytes=10)
+        self._failure = failure
+
+    def recognises(self, file_name: str) -> bool:
+        return file_name.endswith(self._suffix)
+
+    def refuse(self, header: ModelHeader) -> str | None:
+        return self._refusal
+
+    def estimate(self, header: ModelHeader, placement: Placement) -> MemoryUse:
+        if self._failure is not None:
+            raise self._failure
+        return self._estimate
+
+
+class StandInSource(Source):
+    """Offers the models it is given under their names."""
+
+    def __init__(self, name: str, entries: Iterable[ModelEntry] = (), failure: Exception | None = None) -> None:
+        self.name = name
+        self.entries = list(entries)
+        self.failure = failure
+
+    def models(self, context: SourceContext) -> Iterable[ModelEntry]:
+        if self.failure is not None:
+            raise self.failure
+        return self.entries
+
+    def resolve(self, reference: str, context: SourceContext) -> ModelEntry | None:
+        if self.failure is not None:
+            raise self.failure
+        return next((entry for entry in self.entries if entry.name == reference), None)
+
+
+def an_entry(
+    *paths: str, name: str | None = None, backends: tuple[str, ...] = (), header: ModelHeader | None = None
+) -> ModelEntry:
+    """A model of these files, named like the first."""
+    files = tuple(ModelFile("weights", path) for path in paths)
+    return ModelEntry(ModelName(name or paths[0]), "test", files, backends, header)
+
+
+def context_of(folder: Path) -> SourceContext:
+    return SourceContext(folder)
+
+
+class StandInChild:
+    """A child without a process: keeps what is sent to it, and says and ends as the test tells."""
+
+    def __init__(self, pid: int = 1) -> None:
+        self.pid = pid
+        self.sent: list[ToChild] = []
+        self.killed = False
+        self.broke: LinkError | None = None
+        self.walls: Mapping[str, object] = {}
+        self.on_message: Callable[[FromChild], None] = lambda _: None
+        self.on_exit: Callable[[ChildEndedError], None] = lambda _: None
+        self.refuses: Exception | None = None
+        """What sending raises."""
+        self._exited: asyncio.Future[ChildEndedError] = asyncio.get_running_loop().create_future()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._exited.done()
+
+    async def wait_greeted(self) -> None:
+        return
+
+    async def wait_exited(self) -> ChildEndedError:
+        return await asyncio.shield(self._exited)
+
+    def send(self, message: ToChild, descriptors: Sequence[int] = ()) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.sent.append(message)
+
+    def say(self, *messages: FromChild) -> None:
+        """As the channel does it: who breaks the rules is ended."""
+        for message in messages:
+            if self.has_ended:
+                return
+            try:
+                self.on_message(message)
+            except LinkError as error:
+                self.broke = error
+                self.kill()
+
+    def kill(self) -> None:
+        self.killed = True
+        self.end("was ended by SIGKILL")
+
+    def end(self, how: str = "ended with exit code 0", tail: str = "") -> None:
+        if not self.has_ended:
+            ended = ChildEndedError(f"the process {how}", tail)
+            self._exited.set_result(ended)
+            self.on_exit(ended)
+
+    async def stop(self, seconds: float) -> None:
+        self.end()
+
+
+def a_worker(child: StandInChild, backend: str = "x") -> Worker:
+    return Worker(cast("Child", child), backend, asyncio.get_running_loop())
+
+
+class Conversation:
+    """A client's session and the daemon's, tied together, and one call of the client."""
+
+    def __init__(self, *, credit: int = 64, name: str = "generate", client_id: str = "c1") -> None:
+        self.client, self.daemon = Session(Role.CLIENT), Session(Role.DAEMON)
+        self._to_daemon(Hello(version=1, client="test"))
+        self._to_client(Welcome(version=1, token=b"t" * 16, server="1", pid=1))
+        self.received: list[Message] = []
+        """What the client got, in order."""
+        self.gone = False
+        request = Request(id=self.client.next_id(), method=name, credit=credit)
+        (arrived,) = self._to_daemon(request)
+        assert isinstance(arrived, Request)
+        self.call = Call(arrived, method(name), Client(ClientId(client_id), "test", None), self.daemon, self.send)
+
+    def grant(self, message: Any) -> None:
+        """The client sends something about its call."""
+        self._to_daemon(message)
+        self.call.pump()
+
+    def send(self, message: Message) -> None:
+        """The broker's part: a message to the client, unless it has gone."""
+        if self.gone:
+            self.call.cancel()
+        else:
+            self.received += self._to_client(message)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [message for message in self.received if isinstance(message, kind)]
+
+    def _to_daemon(self, message: Any) -> list[Message]:
+        return self.daemon.receive(self.client.send(message))
+
+    def _to_client(self, message: Any) -> list[Message]:
+        return self.client.receive(self.daemon.send(message))
