@@ -1,0 +1,303 @@
+"""The client's methods as plain values: what a caller's arguments become on the wire. Pure.
+
+Both clients build their requests here, so that they cannot differ. Nothing here sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, cast
+
+from enclave.exceptions import BadRequestError, error_from
+from enclave.protocol.codec import field_names
+from enclave.protocol.errors import LocalProtocolError
+from enclave.protocol.messages import Priority, Progress, Request
+from enclave.protocol.methods import (
+    ChatParams,
+    DetokenizeParams,
+    EmbedParams,
+    Empty,
+    EventsParams,
+    GenerateParams,
+    InfillParams,
+    LoadParams,
+    ModelParams,
+    PrefillParams,
+    PrefixParams,
+    RenderParams,
+    RerankParams,
+    ShutdownParams,
+    TokenizeParams,
+    UnloadParams,
+    WhyParams,
+    write_body,
+)
+
+PriorityName = Literal["interactive", "normal", "background"]
+Message = Mapping[str, object]
+"""One message of a conversation: role, content, …"""
+Prompt = str | Sequence[int]
+"""Text, or token ids taken as they are."""
+
+
+class RequestOptions(TypedDict, total=False):
+    """What every call of a model takes; all of it may be left out."""
+
+    priority: PriorityName | Priority | None
+    """Instead of the client's."""
+    deadline: float | None
+    """Seconds from now within which the whole answer is wanted."""
+    keep_alive: float | None
+    """Seconds for which the model would like to stay loaded afterwards."""
+    supersedes: str | None
+    """A key: an older request with the same key is cancelled."""
+    resumable_seconds: float
+    """How long the request goes on if this client vanishes."""
+    context: int | None
+    """Tokens of context wished for."""
+    backend: str | None
+    """Only this backend will do."""
+    adapter: str | None
+    draft: str | None
+    projector: str | None
+    prefix_name: str | None
+    """A beginning kept by `prefix`."""
+    progress: Callable[[Progress], object] | None
+    """Called, while the answer is waited for, with what it waits for."""
+
+
+class StreamOptions(RequestOptions, total=False):
+    """What a call with a streamed answer takes besides."""
+
+    credit: int
+    """Messages that may be under way unread."""
+    events: bool
+    """Whether iterating gives `Progress` too."""
+
+
+class SamplingOptions(StreamOptions, total=False):
+    """How text is made; what is left out comes from the preset, the model, then the built-in value."""
+
+    temperature: float | None
+    """0 takes the likeliest token."""
+    max_tokens: int | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    """Texts at which to end; they are not part of the answer."""
+    ignore_eos: bool
+    choices: int
+    """Answers wanted for the one prompt."""
+
+
+_HEADER_NAMES = frozenset(field_names(Request)) - {"id", "token", "method", "model", "attachments"}
+_RENAMED = {"prefix_name": "prefix"}
+_OPTION_NAMES = frozenset(SamplingOptions.__annotations__)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, ready to become a request."""
+
+    method: str
+    model: str | None = None
+    header: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Fields of Request."""
+    body: bytes = b""
+    progress: Callable[[Progress], object] | None = field(default=None, repr=False)
+    events: bool = False
+
+    def request(self, request_id: int) -> Request:
+        """The request under this id."""
+        return Request(id=request_id, method=self.method, model=self.model, body=self.body, **self.header)
+
+
+def generate(model: str | None, prompt: Prompt, options: SamplingOptions) -> Call:
+    """A prompt as it is."""
+    return _call("generate", model, GenerateParams, {"prompt": _prompt(prompt)}, options)
+
+
+def chat(
+    model: str, messages: Sequence[Message], tools: Sequence[Message], schema: Message | None, options: SamplingOptions
+) -> Call:
+    """A conversation."""
+    params = {"messages": tuple(messages), "tools": tuple(tools), "schema": schema}
+    return _call("chat", model, ChatParams, params, options)
+
+
+def infill(model: str, prefix: str, suffix: str, order: str, options: SamplingOptions) -> Call:
+    """Text between two others."""
+    return _call("infill", model, InfillParams, {"prefix": prefix, "suffix": suffix, "order": order}, options)
+
+
+def prefix(
+    name: str,
+    model: str,
+    messages: Sequence[Message],
+    prompt: Prompt | None,
+    tools: Sequence[Message],
+    options: RequestOptions,
+) -> Call:
+    """A named beginning."""
+    params = {"name": name, "messages": tuple(messages), "prompt": _prompt(prompt), "tools": tuple(tools)}
+    return _call("prefix", model, PrefixParams, params, options)
+
+
+def prefill(
+    model: str, prompt: Prompt | None, messages: Sequence[Message], tools: Sequence[Message], options: RequestOptions
+) -> Call:
+    """A prompt to compute ahead."""
+    params = {"messages": tuple(messages), "prompt": _prompt(prompt), "tools": tuple(tools)}
+    return _call("prefill", model, PrefillParams, params, options)
+
+
+def embed(model: str, texts: str | Sequence[str], normalize: bool, options: RequestOptions) -> Call:
+    """Texts to vectors."""
+    params = {"texts": (texts,) if isinstance(texts, str) else tuple(texts), "normalize": normalize}
+    return _call("embed", model, EmbedParams, params, options)
+
+
+def rerank(model: str, query: str, documents: Sequence[str], top: int | None, options: RequestOptions) -> Call:
+    """Documents by how well they answer."""
+    return _call("rerank", model, RerankParams, {"query": query, "documents": tuple(documents), "top": top}, options)
+
+
+def tokenize(model: str, text: str, special: bool) -> Call:
+    """Text to token ids."""
+    return _call("tokenize", model, TokenizeParams, {"text": text, "special": special}, {})
+
+
+def detokenize(model: str, tokens: Sequence[int]) -> Call:
+    """Token ids to text."""
+    return _call("detokenize", model, DetokenizeParams, {"tokens": tuple(tokens)}, {})
+
+
+def render(
+    model: str,
+    messages: Sequence[Message],
+    tools: Sequence[Message],
+    template: str | None,
+    template_arguments: Message | None,
+    add_generation_prompt: bool,
+) -> Call:
+    """What the model would see."""
+    params = {
+        "messages": tuple(messages),
+        "tools": tuple(tools),
+        "template": template,
+        "template_arguments": template_arguments,
+        "add_generation_prompt": add_generation_prompt,
+    }
+    return _call("render", model, RenderParams, params, {})
+
+
+def pull(reference: str, progress: Callable[[Progress], object] | None) -> Call:
+    """A model to fetch."""
+    return _call("models.pull", None, ModelParams, {"model": reference}, {"progress": progress, "events": True})
+
+
+def load(params: Mapping[str, object], progress: Callable[[Progress], object] | None) -> Call:
+    """A model to have ready."""
+    return _call("instances.load", None, LoadParams, params, {"progress": progress, "events": True})
+
+
+def unload(model: str | None, instance: str | None) -> Call:
+    """Instances to end."""
+    return _call("instances.unload", None, UnloadParams, {"model": model, "instance": instance}, {})
+
+
+def models() -> Call:
+    """The catalog."""
+    return _call("models.list", None, Empty, {}, {})
+
+
+def show(model: str) -> Call:
+    """One model with its header."""
+    return _call("models.show", None, ModelParams, {"model": model}, {})
+
+
+def instances() -> Call:
+    """What is loaded."""
+    return _call("instances.list", None, Empty, {}, {})
+
+
+def plugins() -> Call:
+    """What is installed."""
+    return _call("plugins.list", None, Empty, {}, {})
+
+
+def why(request: str | None, model: str | None, limit: int) -> Call:
+    """The story of a request or a model."""
+    return _call("scheduler.why", None, WhyParams, {"request": request, "model": model, "limit": limit}, {})
+
+
+def info() -> Call:
+    """Which daemon it is."""
+    return _call("daemon.info", None, Empty, {}, {})
+
+
+def health() -> Call:
+    """How the daemon does."""
+    return _call("daemon.health", None, Empty, {}, {})
+
+
+def shutdown(now: bool) -> Call:
+    """The daemon's end."""
+    return _call("daemon.shutdown", None, ShutdownParams, {"now": now}, {})
+
+
+def events(topics: Sequence[str]) -> Call:
+    """News."""
+    return _call("events.subscribe", None, EventsParams, {"topics": tuple(topics)}, {})
+
+
+def _prompt(prompt: Prompt | None) -> object:
+    return prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
+
+
+def _call(
+    name: str,
+    model: str | None,
+    params: type[Any],
+    values: Mapping[str, object],
+    options: RequestOptions | StreamOptions | SamplingOptions,
+) -> Call:
+    known = field_names(params)
+    body = dict(values)
+    header: dict[str, Any] = {}
+    given = dict(cast("Mapping[str, Any]", options))
+    progress = given.pop("progress", None)
+    with_events = given.pop("events", False)
+    for option, value in given.items():
+        if option not in _OPTION_NAMES:
+            raise TypeError(f"{name}() got an unexpected option {option!r}")
+        if value is None:
+            continue
+        wire_name = _RENAMED.get(option, option)
+        if wire_name in known and option not in _RENAMED:
+            body[wire_name] = (value,) if option == "stop" and isinstance(value, str) else value
+        elif wire_name in _HEADER_NAMES:
+            header[wire_name] = value
+        else:
+            raise TypeError(f"{name}() does not take the option {option!r}")
+    if "priority" in header:
+        header["priority"] = _priority(header["priority"])
+    if "stop" in body:
+        body["stop"] = tuple(cast("Sequence[str]", body["stop"]))
+    if model is not None and not isinstance(cast(object, model), str):
+        raise TypeError(f"{name}(): a model is named by text, not by {type(model).__name__}")
+    try:
+        return Call(name, model, header, write_body(params(**body)), progress, with_events)
+    except LocalProtocolError as error:
+        raise error_from(error) from error
+
+
+def _priority(value: object) -> Priority:
+    try:
+        return Priority(value)
+    except ValueError:
+        names = ", ".join(Priority)
+        raise BadRequestError(f"priority: expected one of {names}", field="priority") from None

@@ -1,0 +1,134 @@
+"""MessagePack within limits: bytes of unknown origin to plain values and back.
+
+The message and method codecs call it. It knows nothing of messages or types beyond MessagePack's own.
+Whatever the bytes are, reading gives the value or raises RemoteProtocolError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgpack  # pyright: ignore[reportMissingTypeStubs]
+
+from enclave.protocol.errors import LocalProtocolError, RemoteProtocolError
+
+_msgpack: Any = msgpack  # it ships no types
+
+
+@dataclass(frozen=True, slots=True)
+class PackLimits:
+    """Bounds on one frame of MessagePack, checked before or while it is read."""
+
+    frame_bytes: int
+    text_bytes: int
+    """Of one string, in UTF-8."""
+    binary_bytes: int
+    array_items: int
+    map_items: int
+    depth: int
+    """Containers within containers; a flat map has depth 1."""
+
+
+HEADER_LIMITS = PackLimits(
+    frame_bytes=16 * 1024, text_bytes=8 * 1024, binary_bytes=1024, array_items=256, map_items=256, depth=8
+)
+"""A header is fields and figures; the longest honest text in it is a path (4,096 bytes on Linux)."""
+
+MIB = 1024 * 1024
+BODY_LIMITS = PackLimits(
+    frame_bytes=32 * MIB, text_bytes=32 * MIB, binary_bytes=32 * MIB, array_items=4 * MIB, map_items=65_536, depth=64
+)
+"""A body holds a prompt: 4 Mi tokens as numbers or 32 MiB of text is beyond any model's context today; 64 levels
+are for JSON schemas of tools."""
+
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+def pack(value: object) -> bytes:
+    """One value as MessagePack; raises LocalProtocolError for what has no plain form there."""
+    try:
+        return _msgpack.packb(value, use_bin_type=True, strict_types=True)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise LocalProtocolError(f"cannot be written as MessagePack: {error}") from error
+
+
+def unpack(frame: bytes | memoryview, limits: PackLimits, what: str = "frame") -> object:
+    """The one value in the frame; raises RemoteProtocolError when there is none, more than one, or one too large."""
+    values = iterate(frame, limits, what)
+    try:
+        value = next(values)
+    except StopIteration:
+        raise RemoteProtocolError(f"the {what} is empty") from None
+    for _ in values:
+        raise RemoteProtocolError(f"the {what} holds more than one value")
+    return value
+
+
+def iterate(frame: bytes | memoryview, limits: PackLimits, what: str = "frame") -> Iterator[object]:
+    """The values in the frame, one after the other; raises RemoteProtocolError at the first that cannot be read."""
+    if len(frame) > limits.frame_bytes:
+        raise RemoteProtocolError(
+            f"the {what} has {len(frame):,} bytes, at most {limits.frame_bytes:,} are allowed",
+            code="too_large",
+            numbers={"bytes": len(frame), "bytes_max": limits.frame_bytes},
+        )
+    unpacker = _msgpack.Unpacker(
+        use_list=True,
+        raw=False,
+        strict_map_key=True,
+        object_pairs_hook=_pairs,
+        ext_hook=_refuse_extension,
+        max_buffer_size=limits.frame_bytes,
+        max_str_len=limits.text_bytes,
+        max_bin_len=limits.binary_bytes,
+        max_array_len=limits.array_items,
+        max_map_len=limits.map_items,
+        max_ext_len=0,
+    )
+    unpacker.feed(bytes(frame))
+    while unpacker.tell() < len(frame):
+        try:
+            value: object = unpacker.unpack()
+        except RemoteProtocolError:
+            raise
+        except _msgpack.OutOfData:
+            raise RemoteProtocolError(f"the {what} is cut off") from None
+        except (_msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise RemoteProtocolError(f"the {what} is not valid MessagePack ({type(error).__name__})") from error
+        _check_plain(value, limits.depth, what)
+        yield value
+
+
+def _pairs(pairs: list[tuple[object, object]]) -> dict[str, object]:
+    # MessagePack lets the last of two equal keys win in silence: two readers could then see two messages in one.
+    result: dict[str, object] = {}
+    for key, value in pairs:
+        if not isinstance(key, str):
+            raise RemoteProtocolError("a map has a key that is not a string")
+        if key in result:
+            raise RemoteProtocolError("a map has the same key twice")
+        result[key] = value
+    return result
+
+
+def _refuse_extension(code: int, data: bytes) -> object:
+    raise RemoteProtocolError("MessagePack extension types are not used in this protocol")
+
+
+def _check_plain(value: object, depth_max: int, what: str) -> None:
+    # Iterative, so that deep nesting cannot reach the interpreter's own recursion limit. It also catches the
+    # timestamp extension, which msgpack reads without asking ext_hook.
+    waiting: list[tuple[object, int]] = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, (list, dict)):
+            if depth >= depth_max:
+                raise RemoteProtocolError(f"the {what} is nested more than {depth_max} deep")
+            children = (
+                cast("dict[str, object]", item).values() if isinstance(item, dict) else cast("list[object]", item)
+            )
+            waiting.extend((child, depth + 1) for child in children if not isinstance(child, _PLAIN))
+        elif not isinstance(item, _PLAIN):
+            raise RemoteProtocolError("MessagePack extension types are not used in this protocol")

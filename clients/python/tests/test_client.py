@@ -1,0 +1,400 @@
+"""The blocking client against a scripted daemon on a real socket."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import zmq
+
+import enclave
+from enclave.client import Client
+from enclave.conversation import Conversation
+from enclave.protocol import Cancel, Credit, Hello, Limits, Pong, Progress, Request, Result, failure, write_body
+from enclave.protocol.methods import InstanceInfo, LoadResult, ModelInfo, ModelsResult
+from enclave.protocol.session import Role, Session
+
+if TYPE_CHECKING:
+    from clients.python.tests.conftest import Exchange, ScriptedDaemon
+
+
+@pytest.fixture
+def client(daemon: ScriptedDaemon) -> Generator[Client]:
+    with Client(name="test", priority="interactive", start=False) as made:
+        yield made
+
+
+def hold(exchange: Exchange) -> None:
+    """Say one thing and go silent."""
+    exchange.chunks("first")
+
+
+def say_again(exchange: Exchange) -> None:
+    exchange.chunks("again")
+    exchange.finish()
+
+
+def test_a_stream_gives_chunks_in_order_and_then_the_whole(client: Client) -> None:
+    stream = client.generate("tiny", "Once", temperature=0, max_tokens=3)
+    assert [chunk.text for chunk in stream] == ["Hel", "lo", "!"]
+    result = stream.result()
+    assert (result.text, result.finish_reason, result.usage.completion_tokens) == ("Hello!", "stop", 3)
+    assert (result.receipt.model, result.receipt.device, result.receipt.queued_seconds) == ("tiny", "cpu", 0.25)
+
+
+def test_result_needs_no_iteration(client: Client) -> None:
+    assert client.generate("tiny", "Once").result().text == "Hello!"
+
+
+def test_the_request_carries_what_was_asked_for(client: Client, daemon: ScriptedDaemon) -> None:
+    options: Any = {"stop": "\n", "seed": 7, "max_tokens": 9, "backend": "fake", "priority": "background"}
+    client.generate("tiny", [1, 2], **options).result()
+    (request,) = daemon.seen(Request)
+    assert isinstance(request, Request)
+    assert (request.max_tokens, request.backend, request.priority) == (9, "fake", "background")
+    assert b"\n" in request.body
+    (hello,) = daemon.seen(Hello)
+    assert isinstance(hello, Hello)
+    assert (hello.client, hello.priority) == ("test", "interactive")
+
+
+def test_an_unknown_option_is_a_type_error_and_nothing_is_sent(client: Client, daemon: ScriptedDaemon) -> None:
+    options: Any = {"temprature": 1}
+    with pytest.raises(TypeError, match="temprature"):
+        client.generate("tiny", "x", **options)
+    assert not daemon.seen(Request)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"priority": "urgent"}, "priority"), ({"choices": 0}, "choices"), ({"max_tokens": -1}, "max_tokens")],
+)
+def test_a_header_field_out_of_range_is_a_bad_request(client: Client, options: Any, field: str) -> None:
+    with pytest.raises(enclave.BadRequestError) as caught:
+        client.generate("tiny", "x", **options)
+    assert caught.value.field == field
+    assert client.generate("tiny", "x").result().text == "Hello!"
+
+
+def test_streams_of_one_client_interleave(client: Client, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = lambda exchange: exchange.chunks("a")
+    first, second = iter(client.generate("tiny", "1")), iter(client.generate("tiny", "2"))
+    assert next(first).text == "a"
+    assert next(second).text == "a"
+    one, two = daemon.exchanges.values()
+    daemon.do(lambda: two.chunks("b"))
+    assert next(second).text == "b"
+    daemon.do(lambda: one.chunks("c"))
+    assert next(first).text == "c"
+
+
+def test_leaving_a_loop_early_cancels_the_request(client: Client, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    stream = client.generate("tiny", "x")
+    for chunk in stream:
+        assert chunk.text == "first"
+        break
+    daemon.wait_seen(Cancel)
+    result = stream.result()
+    assert (result.finish_reason, result.text) == ("cancelled", "first")
+
+
+def test_leaving_a_with_block_cancels_the_request(client: Client, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    with client.generate("tiny", "x"):
+        pass
+    daemon.wait_seen(Cancel)
+
+
+def test_a_finished_request_is_not_cancelled(client: Client, daemon: ScriptedDaemon) -> None:
+    with client.generate("tiny", "x") as stream:
+        stream.result()
+    client.info()
+    assert not daemon.seen(Cancel)
+
+
+def interrupt_the_next_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C as it mostly comes: a real signal, while the client waits."""
+    poll = zmq.Poller.poll
+
+    def interrupted(self: zmq.Poller, timeout: int | None = None) -> Any:
+        if threading.current_thread() is threading.main_thread():  # the scripted daemon polls too
+            monkeypatch.setattr(zmq.Poller, "poll", poll)
+            signal.raise_signal(signal.SIGINT)
+        return poll(self, timeout)
+
+    monkeypatch.setattr(zmq.Poller, "poll", interrupted)
+
+
+def test_ctrl_c_inside_iteration_cancels_and_leaves_the_client_usable(
+    client: Client, daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answers["generate"] = hold
+    stream = client.generate("tiny", "x")
+    seen: list[str] = []
+
+    def read() -> None:
+        for chunk in stream:
+            seen.append(chunk.text)
+            interrupt_the_next_poll(monkeypatch)
+
+    with pytest.raises(KeyboardInterrupt):
+        read()
+    daemon.wait_seen(Cancel)
+    assert seen == ["first"]
+    assert stream.result().finish_reason == "cancelled"
+    daemon.answers["generate"] = say_again
+    assert client.generate("tiny", "x").result().text == "again"
+    assert len(daemon.seen(Hello)) == 1
+
+
+def test_ctrl_c_spares_the_other_streams(
+    client: Client, daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answers["generate"] = hold
+    other = iter(client.generate("tiny", "x"))
+    assert next(other).text == "first"
+    interrupt_the_next_poll(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        client.generate("tiny", "y").result()
+    (exchange, *_) = daemon.exchanges.values()
+    daemon.do(lambda: exchange.chunks("second"))
+    assert next(other).text == "second"
+
+
+def test_ctrl_c_in_the_middle_of_a_message_ends_the_connection_and_the_next_call_makes_another(
+    client: Client, daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receive = Conversation.receive
+
+    def interrupted(self: Conversation, frames: list[bytes]) -> Any:
+        monkeypatch.setattr(Conversation, "receive", receive)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conversation, "receive", interrupted)
+    stream = client.generate("tiny", "x")
+    with pytest.raises(KeyboardInterrupt):
+        stream.result()
+    with pytest.raises(enclave.ConnectionLostError):
+        stream.result()
+    assert client.generate("tiny", "x").result().text == "Hello!"
+    assert len(daemon.seen(Hello)) == 2
+
+
+def test_a_slow_reader_is_owed_joined_chunks_and_loses_none(client: Client, daemon: ScriptedDaemon) -> None:
+    def many(exchange: Exchange) -> None:
+        exchange.chunks(*(f"{number} " for number in range(1000)))
+        exchange.finish()
+
+    daemon.answers["generate"] = many
+    stream = client.generate("tiny", "x", credit=4)
+    texts = [chunk.text for chunk in stream]
+    assert texts == [f"{number} " for number in range(1000)]
+    assert stream.result().text == "".join(texts)
+    assert 1 <= len(daemon.seen(Credit)) <= 4
+
+
+def test_a_stream_without_credit_gets_it_by_waiting_for_the_result(client: Client, daemon: ScriptedDaemon) -> None:
+    def spell(exchange: Exchange) -> None:
+        exchange.chunks(*"abcdef")
+        exchange.finish()
+
+    daemon.answers["generate"] = spell
+    assert client.generate("tiny", "x", credit=1).result().text == "abcdef"
+
+
+def test_progress_is_iterated_only_when_asked_for(client: Client) -> None:
+    kinds = [type(item) for item in client.generate("tiny", "x", events=True)]
+    assert kinds[0] is Progress
+    assert Progress not in [type(item) for item in client.generate("tiny", "x")]
+
+
+def test_the_progress_function_is_called_while_the_result_is_waited_for(client: Client) -> None:
+    told: list[Progress] = []
+    client.generate("tiny", "x", progress=told.append).result()
+    assert [news.fraction for news in told] == [0.5]
+
+
+def test_an_error_of_the_daemon_is_raised_with_all_it_says(client: Client, daemon: ScriptedDaemon) -> None:
+    def fail(exchange: Exchange) -> None:
+        exchange.send(
+            failure(exchange.request.id, "busy", "queue full", retry_after=2.0, numbers={"queued": 9}, detail="x")
+        )
+
+    daemon.answers["generate"] = fail
+    with pytest.raises(enclave.BusyError, match="queue full") as caught:
+        client.generate("tiny", "x").result()
+    error = caught.value
+    assert (error.code, error.retryable, error.retry_after) == ("busy", True, 2.0)
+    assert (error.numbers, error.detail) == ({"queued": 9}, "x")
+
+
+def test_an_error_after_chunks_is_raised_by_iteration_after_the_chunks(client: Client, daemon: ScriptedDaemon) -> None:
+    def fail(exchange: Exchange) -> None:
+        exchange.chunks("a", "b")
+        exchange.send(failure(exchange.request.id, "worker_died"))
+
+    daemon.answers["generate"] = fail
+    seen: list[str] = []
+    with pytest.raises(enclave.WorkerDiedError):
+        seen.extend(chunk.text for chunk in client.generate("tiny", "x"))
+    assert not seen or seen == ["a", "b"]
+
+
+def test_what_is_not_built_yet_says_so(client: Client) -> None:
+    with pytest.raises(enclave.UnsupportedError):
+        client.embed("minilm", ["a"])
+    with pytest.raises(enclave.UnsupportedError):
+        client.chat("tiny", [{"role": "user", "content": "hi"}]).result()
+
+
+def test_load_waits_unless_told_otherwise(client: Client, daemon: ScriptedDaemon) -> None:
+    instance = InstanceInfo(id="i1", model="tiny", state="ready", wanted="ready", backend="fake")
+
+    def load(exchange: Exchange) -> None:
+        exchange.send(Progress(id=exchange.request.id, stage=enclave.Stage.LOADING, fraction=0.4))
+        exchange.send(Result(id=exchange.request.id, body=write_body(LoadResult(instance=instance))))
+
+    daemon.answers["instances.load"] = load
+    assert client.load("tiny", context=512).done
+    stream = client.load("tiny", wait=False)
+    assert [news.fraction for news in stream] == [0.4]
+    assert stream.result().instance == instance
+
+
+def test_lists_come_as_lists_of_typed_rows(client: Client, daemon: ScriptedDaemon) -> None:
+    rows = ModelsResult(models=(ModelInfo(name="tiny", source="builtin", size=5, capabilities=("generate",)),))
+    daemon.answers["models.list"] = lambda exchange: exchange.send(
+        Result(id=exchange.request.id, body=write_body(rows))
+    )
+    (model,) = client.models()
+    assert (model.name, model.size, model.capabilities) == ("tiny", 5, ("generate",))
+
+
+def test_a_vanished_daemon_ends_open_requests_and_the_next_call_says_so(client: Client, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    stream = client.generate("tiny", "x")
+    daemon.wait_seen(Request)
+    daemon.stop()
+    with pytest.raises(enclave.ConnectionLostError) as caught:
+        stream.result()
+    assert caught.value.retryable
+    with pytest.raises(enclave.DaemonUnavailableError):
+        client.info()
+
+
+def test_what_the_daemon_said_before_it_vanished_is_not_lost(client: Client, daemon: ScriptedDaemon) -> None:
+    stream = client.generate("tiny", "x")
+    daemon.wait_seen(Request)
+    daemon.stop(linger_ms=10_000)
+    assert stream.result().text == "Hello!"
+
+
+def test_after_a_lost_daemon_the_client_finds_the_new_one(
+    client: Client, daemon: ScriptedDaemon, make_daemon: Callable[..., ScriptedDaemon], announce: Callable[[str], None]
+) -> None:
+    assert client.info().endpoint == daemon.address
+    daemon.stop()
+    second = make_daemon()
+    announce(second.address)
+    answers: list[str] = []
+    try:
+        answers.append(client.info().endpoint)
+    except enclave.ConnectionLostError:  # the loss may be found out only now
+        answers.append(client.info().endpoint)
+    assert answers == [second.address]
+
+
+def test_too_large_is_found_before_sending(make_daemon: Callable[..., ScriptedDaemon], daemon: ScriptedDaemon) -> None:
+    small = make_daemon(Limits(body_bytes=100))
+    with Client(endpoint=small.address) as client:
+        with pytest.raises(enclave.TooLargeError) as caught:
+            client.generate("tiny", "x" * 200)
+        assert caught.value.numbers["size_max"] == 100
+        assert client.generate("tiny", "x").result().text == "Hello!"
+
+
+def test_another_version_of_the_daemon_is_told_as_such(daemon: ScriptedDaemon) -> None:
+    daemon.greeting = lambda peer: failure(None, "version_mismatch", numbers={"client": 1, "daemon": 2})
+    with pytest.raises(enclave.VersionMismatchError) as caught, Client(start=False):
+        pass
+    assert caught.value.numbers == {"client": 1, "daemon": 2}
+
+
+def test_nobody_at_the_endpoint_is_an_error_that_names_it(where: object, tmp_path: object) -> None:
+    client = Client(endpoint=f"ipc://{tmp_path}/nobody", timeout=5)
+    with pytest.raises(enclave.DaemonUnavailableError, match="nobody"):
+        client.info()
+
+
+def test_a_daemon_that_never_welcomes_runs_into_the_timeout(daemon: ScriptedDaemon) -> None:
+    daemon.greeting = lambda peer: Pong()
+    with pytest.raises(enclave.DaemonUnavailableError, match="no welcome"):
+        Client(start=False, timeout=0.2).info()
+
+
+def test_without_start_no_daemon_is_started(where: object) -> None:
+    with pytest.raises(enclave.DaemonUnavailableError, match="no daemon is running"):
+        Client(start=False).info()
+
+
+def test_closing_ends_open_streams_as_cancelled(client: Client, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    stream = client.generate("tiny", "x")
+    client.close()
+    with pytest.raises(enclave.CancelledError):
+        stream.result()
+
+
+def test_the_repr_tells_where_it_is_and_what_is_open(client: Client, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    assert repr(client) == f"<Client 'test' at {daemon.address}, 0 open>"
+    stream = client.generate("tiny", "secret")
+    assert repr(client) == f"<Client 'test' at {daemon.address}, 1 open>"
+    assert repr(stream) == "<Stream generate 1, open>"
+    client.close()
+    assert repr(client) == "<Client 'test', not connected>"
+
+
+def test_two_threads_with_a_client_each_do_not_meet(daemon: ScriptedDaemon) -> None:
+    texts: list[str] = []
+
+    def talk() -> None:
+        with Client(start=False) as mine:
+            texts.append(mine.generate("tiny", "x").result().text)
+
+    threads = [threading.Thread(target=talk) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == ["Hello!", "Hello!"]
+
+
+def test_a_body_that_makes_no_sense_fails_its_own_call_only(client: Client, daemon: ScriptedDaemon) -> None:
+    def babble(exchange: Exchange) -> None:
+        exchange.joiner.put(b"\xc1")
+        exchange.flush()
+
+    daemon.answers["generate"] = hold
+    other = iter(client.generate("tiny", "x"))
+    assert next(other).text == "first"
+    daemon.answers["generate"] = babble
+    with pytest.raises(enclave.BadMessageError):
+        client.generate("tiny", "x").result()
+    daemon.wait_seen(Cancel)
+    (exchange, *_) = daemon.exchanges.values()
+    daemon.do(lambda: exchange.chunks("second"))
+    assert next(other).text == "second"
+
+
+def test_a_session_of_the_daemon_keeps_nothing_of_finished_requests(client: Client, daemon: ScriptedDaemon) -> None:
+    client.generate("tiny", "x").result()
+    client.info()
+    (session,) = {exchange.session for exchange in daemon.exchanges.values()}
+    assert isinstance(session, Session)
+    assert session.role is Role.DAEMON
+    assert session.open_ids == ()

@@ -1,0 +1,66 @@
+"""The vectors for clients in other languages, checked both ways: they are what this code reads and writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from enclave.protocol import Limits, RemoteProtocolError, Request, check_request, read_params
+from enclave.protocol.codec import encode
+from enclave.protocol.messages import CLIENT_MESSAGES, MESSAGE_TYPES, parse, read_raw, to_frames
+from enclave.protocol.packing import BODY_LIMITS, iterate
+
+FOLDER = Path(__file__).parent / "vectors"
+MESSAGES: list[dict[str, Any]] = json.loads((FOLDER / "messages.json").read_text(encoding="utf-8"))
+REFUSED: list[dict[str, Any]] = json.loads((FOLDER / "refused.json").read_text(encoding="utf-8"))
+
+
+def frames_of(vector: dict[str, Any]) -> list[bytes]:
+    return [bytes.fromhex(frame) for frame in vector["frames"]]
+
+
+def as_json(value: object) -> object:
+    """Plain values as the vectors write them: bytes as {"hex": …}."""
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in cast("dict[str, object]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in cast("list[object]", value)]
+    return value
+
+
+@pytest.mark.parametrize("vector", MESSAGES, ids=lambda vector: vector["name"])
+def test_a_message_is_read_as_the_vector_says_and_written_to_the_same_bytes(vector: dict[str, Any]) -> None:
+    frames = frames_of(vector)
+    message = parse(read_raw(frames), Limits())
+    assert as_json({"type": message.TYPE, **encode(message)}) == vector["header"]
+    assert isinstance(message, CLIENT_MESSAGES) == (vector["from"] == "client")
+    if "body" in vector:
+        assert as_json(list(iterate(frames[1], BODY_LIMITS))) == vector["body"]
+    if isinstance(message, Request):
+        assert is_known(message)
+        read_params(message)
+    assert to_frames(message, Limits()) == frames
+
+
+def is_known(request: Request) -> bool:
+    try:
+        check_request(request)
+    except RemoteProtocolError as error:
+        return error.code == "unsupported"
+    return True
+
+
+@pytest.mark.parametrize("vector", REFUSED, ids=lambda vector: vector["name"])
+def test_a_message_is_refused_with_the_code_and_field_of_the_vector(vector: dict[str, Any]) -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        parse(read_raw(frames_of(vector)), Limits())
+    assert (caught.value.code, caught.value.field) == (vector["code"], vector["field"])
+
+
+def test_every_message_type_has_a_vector() -> None:
+    assert {vector["header"]["type"] for vector in MESSAGES} == set(MESSAGE_TYPES)
