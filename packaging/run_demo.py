@@ -12,6 +12,8 @@ import tempfile
 import time
 
 import enclave
+from enclave.discovery import wait_until_ended
+from enclave.paths import places
 
 
 def main() -> int:
@@ -58,7 +60,8 @@ def show(model: str, prompt: str, tokens_max: int) -> None:
             tell(stream.result())
         finally:
             client.shutdown()
-    print("The daemon was told to end.")
+            wait_until_ended(places(os.environ))
+    print("The daemon has ended.")
 
 
 def tell(result: enclave.TextResult) -> None:

@@ -1,0 +1,25 @@
+"""`make bench`: runs every benchmark, or those named, and prints a table for each."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import first_token, idle_memory
+
+BENCHMARKS = {"first_token": first_token.run, "idle_memory": idle_memory.run}
+
+
+def main() -> None:
+    """Runs what was asked for, one after the other."""
+    parser = argparse.ArgumentParser(prog="make bench", description="Measures Enclave on this machine.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    unknown = set(options.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    for name in options.names or BENCHMARKS:
+        BENCHMARKS[name](options.rounds)
+
+
+main()
