@@ -282,6 +282,11 @@ def _dispatch(state: State, now: float) -> list[Action]:
             del state.requests[request.id]
             if request.wish.threads is not None:
                 instance.need = replace(instance.need, threads_max=request.need.threads_max)
+                if not instance.is_busy:
+                    instance.threads = cores.grants(
+                        {instance.id: instance.need.threads_max}, state.devices[instance.need.device].cores
+                    )[instance.id]
+                    actions.append(SetThreads(request.cause, instance.id, instance.threads))
             actions.append(Accept(request.cause, request.id, instance.id))
         elif len(instance.leases) < instance.sequences:
             request.instance = instance.id

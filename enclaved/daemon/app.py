@@ -15,7 +15,7 @@ from pathlib import Path
 
 import zmq.asyncio
 
-from enclave.paths import DaemonState, Places, private_folder, socket_path, write_state
+from enclave.paths import DaemonState, Places, socket_path, write_state
 from enclave.protocol.messages import PROTOCOL_VERSION
 from enclaved import __version__
 from enclaved.core.events import ShutdownAsked
@@ -32,7 +32,7 @@ from enclaved.daemon.hardware import CpuSettings, MemorySettings, memory_limit_b
 from enclaved.daemon.methods import Identity, Methods
 from enclaved.daemon.models import Models
 from enclaved.daemon.needs import InstanceSettings
-from enclaved.daemon.startup import HomeLock, ReadyPipe
+from enclaved.daemon.startup import HomeLock, ReadyPipe, remove_socket_folder
 from enclaved.daemon.supervisor import Supervisor, WorkerSettings
 from enclaved.plugin.hookspecs import SourceContext
 from enclaved.plugin.manager import Plugins
@@ -97,6 +97,9 @@ class Daemon:
                 DaemonState(os.getpid(), __version__, PROTOCOL_VERSION, self.endpoint, started, _executable()),
             )
             lock.is_ready()
+            for line in self.plugins.lines:
+                if line.state == "failed":
+                    logger.warning("plugin %s %s", line.name, line.problem)
             ready.ready(self.endpoint, os.getpid())
             logger.info("enclaved %s serves %s", __version__, self.endpoint)
             supervisor.start_spare()
@@ -114,14 +117,10 @@ class Daemon:
         context.term()
         if (path := socket_path(self.endpoint)) is not None:
             path.unlink(missing_ok=True)
-            if path.parent != self.places.run:
-                # A folder for sockets of homes with long paths: it goes with the last of them.
-                with suppress(OSError):
-                    path.parent.rmdir()
+            remove_socket_folder(path, self.places)
         logger.info("ended")
 
     def _supervisor(self, loop: asyncio.AbstractEventLoop) -> Supervisor:
-        private_folder(self.places.data)
         return Supervisor(
             self.plugins.backends,
             self.config.table("workers", WorkerSettings),

@@ -8,7 +8,7 @@ top level. Keys that nobody declared are refused, with the nearest known one.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -67,7 +67,8 @@ def load_config(text: str, environment: Mapping[str, str], declared: Mapping[str
     for name, kind in declared.items():
         table = _take(values, name.split(".") if name else [], where)
         own = table if name else {key: value for key, value in values.items() if key not in _first_parts(declared)}
-        tables[name] = _read_table(name, kind, own, environment, where)
+        beside = () if name else _first_parts(declared)
+        tables[name] = _read_table(name, kind, own, environment, where, beside)
     _refuse_unknown_tables(values, declared, where)
     return Config(MappingProxyType(tables))
 
@@ -105,14 +106,22 @@ def _refuse_unknown_tables(values: Mapping[str, Any], declared: Mapping[str, typ
             )
 
 
-def _read_table(name: str, kind: type[T], own: Mapping[str, Any], environment: Mapping[str, str], where: str) -> T:
+def _read_table(
+    name: str,
+    kind: type[T],
+    own: Mapping[str, Any],
+    environment: Mapping[str, str],
+    where: str,
+    tables: Iterable[str] = (),
+) -> T:
     hints = get_type_hints(kind)
     slots = {slot.name: slot for slot in fields(cast("Any", kind))}
+    known = [*slots, *tables]
     prefix = f"{name}." if name else ""
     values: dict[str, Any] = {}
     for key, value in own.items():
         if key not in slots:
-            raise ConfigError(f"{where}: unknown setting {prefix}{key}", _nearest(key, list(slots), "settings here"))
+            raise ConfigError(f"{where}: unknown setting {prefix}{key}", _nearest(key, known, "settings here"))
         values[key] = _bounded(
             slots[key], _checked(hints[key], value, f"{where}: {prefix}{key}"), f"{where}: {prefix}{key}"
         )
@@ -180,4 +189,5 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, type) and type(value) is hint:
         return value
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
-    raise ConfigError(f"{where} is {value!r}", f"It must be {wanted.get(hint, 'a list or table')}.")
+    shape = 'a list, such as ["/a", "/b"]' if origin is tuple else "a table"
+    raise ConfigError(f"{where} is {value!r}", f"It must be {wanted.get(hint, shape)}.")

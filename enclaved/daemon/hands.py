@@ -405,7 +405,7 @@ class WorkerHands:
             if pending.ending is not None and outcome.code == "cancelled":
                 call.error(refusal_of(pending.ending))
             else:
-                call.error(_worker_refusal(outcome))
+                call.error(_worker_refusal(outcome, live))
             return 0.0
         now = self._clock.monotonic()
         dispatched_at = pending.dispatched_at or now
@@ -472,16 +472,23 @@ def _submit(pending: Pending) -> Submit:
     )
 
 
-def _worker_refusal(failed: Failed) -> RefusalError:
+def _worker_refusal(failed: Failed, live: Live) -> RefusalError:
     """A worker's refusal, believed only as far as it makes sense: a hostile model may have taken it over."""
     numbers: dict[str, Number] = {
         key: value
         for key, value in failed.numbers.items()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and len(key) <= 64
     }
+    trained, context = live.known.header.context_length or 0, live.load.need.context
+    hint = None
+    if failed.code == "context_exceeded":
+        hint = f"Shorten the prompt; this model was trained for {trained:,} tokens."
+        if trained > context:
+            hint = f"Shorten the prompt, or ask for more context (--context), up to {trained:,}."
     return RefusalError(
         failed.code if failed.code in ERROR_CODES and failed.code not in CODES_OF_OURS else "internal",
         failed.message,
+        hint=hint,
         numbers=dict(list(numbers.items())[:NUMBERS_MAX]),
         detail=failed.body.decode("utf-8", "replace"),
     )

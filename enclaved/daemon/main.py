@@ -17,7 +17,14 @@ from enclaved.daemon.config import Config, ConfigError, DaemonSettings, load_con
 from enclaved.daemon.hardware import CpuSettings, MemorySettings
 from enclaved.daemon.needs import InstanceSettings
 from enclaved.daemon.observe import LogSettings, open_log
-from enclaved.daemon.startup import AlreadyRunningError, HomeLock, ReadyPipe, ready_pipe
+from enclaved.daemon.startup import (
+    AlreadyRunningError,
+    HomeLock,
+    ReadyPipe,
+    make_data_folder,
+    ready_pipe,
+    remove_stale_socket,
+)
 from enclaved.daemon.supervisor import WorkerSettings
 from enclaved.plugin.manager import Plugins, load_plugins
 from enclaved.sandbox.lookers import shut_lookers_out
@@ -58,9 +65,11 @@ def _start(options: argparse.Namespace, ready: ReadyPipe) -> int:
         lock = HomeLock(where)
         plugins = load_plugins(options.only.split(",") if options.only else None, environment=environment)
         config = read_config(where, plugins, environment)
+        make_data_folder(where.data)
+        remove_stale_socket(where)
         endpoint = choose_endpoint(where, environment)
     except AlreadyRunningError as running:
-        print(running, file=sys.stderr)
+        print(f"{running}\n{running.hint}".strip(), file=sys.stderr)
         if running.endpoint is not None and running.pid is not None:
             ready.ready(running.endpoint, running.pid)
         return EXIT_ALREADY_RUNNING
@@ -92,6 +101,8 @@ def read_config(where: Places, plugins: Plugins, environment: Mapping[str, str])
         text = where.config_file.read_text(encoding="utf-8")
     except FileNotFoundError:
         text = ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where.config_file} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{where.config_file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where.config_file} is no UTF-8 text", f"Look at byte {error.start}.") from error
     return load_config(text, environment, declared, str(where.config_file))

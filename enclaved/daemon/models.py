@@ -6,12 +6,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from enclaved.core.events import Need, Wish
 from enclaved.core.ids import ModelKey
 from enclaved.daemon.catalog import Catalog, FileIdentity, HeaderCache, identity_of, open_model_file
-from enclaved.daemon.needs import InstanceSettings, choose_backend, need_of, placement_for
+from enclaved.daemon.needs import InstanceSettings, backends_of, choose_backend, need_of, placement_for
 from enclaved.daemon.refusal import RefusalError
 from enclaved.plugin.hookspecs import Backend
 from enclaved.plugin.model import ModelEntry, ModelHeader
@@ -69,7 +69,29 @@ class Models:
         for file in entry.files:
             # In a thread: a file may lie on a disk that does not answer.
             await asyncio.to_thread(identity_of, file.path)
+        if entry.files and not entry.backends and not backends_of(entry, self.backends):
+            entry = await self._recognised_by_content(entry)
         return entry, choose_backend(entry, self.backends, backend)
+
+    async def _recognised_by_content(self, entry: ModelEntry) -> ModelEntry:
+        """The entry with the backends that can read its header, for a file whose name tells nothing.
+
+        Raises RefusalError (`no_backend`) with what each backend found.
+        """
+        found: list[str] = []
+        refusals: list[str] = []
+        for name, backend in self.backends.items():
+            if backend.header_reader is None:
+                continue
+            try:
+                await self._headers.get(entry.files[0].path, backend.header_reader)
+                found.append(name)
+            except RefusalError as refusal:
+                refusals.append(f"for {name} it {refusal.message.removeprefix(f'{entry.files[0].path}: ')}")
+        if not found:
+            known = "; ".join(refusals) or "no installed backend reads files"
+            raise RefusalError("no_backend", f"{entry.name} is of no kind that can be run: {known}")
+        return replace(entry, backends=tuple(found))
 
     async def header(self, entry: ModelEntry, backend: Backend) -> tuple[ModelHeader, FileIdentity | None]:
         """A model's header and the file it was read from. Raises RefusalError."""

@@ -42,7 +42,14 @@ def choose_backend(entry: ModelEntry, backends: Mapping[str, Backend], wanted: s
         raise RefusalError("no_backend", f"there is no backend {wanted!r}; installed: {', '.join(backends) or 'none'}")
     fit = backends_of(entry, backends)
     if wanted is not None and wanted not in fit:
-        raise RefusalError("unsupported_model", f"the backend {wanted} does not run {entry.name}")
+        others = (
+            f"leave --backend out, or name one of {', '.join(fit)}" if fit else "`enclave plugins` shows the others"
+        )
+        raise RefusalError(
+            "unsupported_model",
+            f"the backend {wanted} does not run {entry.name}",
+            hint=f"{others[0].upper()}{others[1:]}.",
+        )
     if not fit:
         raise RefusalError("no_backend", f"no installed backend runs {entry.name}")
     return backends[wanted or fit[0]]
@@ -99,7 +106,7 @@ def need_of(model: ModelKey, name: str, backend: Backend, header: ModelHeader, p
     try:
         refused = backend.refuse(header)
         if refused is not None:
-            raise RefusalError("unsupported_model", f"{name}: {refused}")
+            raise RefusalError("unsupported_model", f"{name}: {refused}", hint="Choose another model.")
         bytes_estimated = backend.estimate(header, placement).total_bytes
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise RefusalError("bad_model_file", f"{name}: its header makes no sense ({type(error).__name__})") from error

@@ -13,7 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from enclave.paths import Places, private_folder, read_state
+from enclave.paths import PathError, Places, private_folder, read_state, socket_path
 
 
 class AlreadyRunningError(Exception):
@@ -23,6 +23,7 @@ class AlreadyRunningError(Exception):
         state = read_state(places)
         who = f" (pid {state.pid}, version {state.version})" if state is not None else ""
         super().__init__(f"enclaved is already running{who} for {places.home}")
+        self.hint = f"`kill {state.pid}` ends it." if state is not None else ""
         self.pid = state.pid if state is not None else None
         self.endpoint = state.endpoint if state is not None else None
 
@@ -74,6 +75,37 @@ def ready_pipe(descriptor: int | None) -> Generator[ReadyPipe, None, None]:
         yield pipe
     finally:
         pipe.close()
+
+
+def make_data_folder(path: Path) -> None:
+    """The folder for what outlives a restart, made if it is missing. Others may look into it, but not change it.
+
+    Raises PathError.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise PathError(f"cannot make the folder {path}: {error.strerror}", "Choose another ENCLAVE_HOME.") from error
+    if sys.platform != "win32" and mode & 0o022:
+        raise PathError(f"others may change what is in {path}", f"chmod go-w '{path}'")
+
+
+def remove_stale_socket(places: Places) -> None:
+    """Removes what a daemon that was killed left of its socket. Only for whoever holds the home's lock."""
+    state = read_state(places)
+    path = socket_path(state.endpoint) if state is not None else None
+    if path is not None:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            remove_socket_folder(path, places)
+
+
+def remove_socket_folder(path: Path, places: Places) -> None:
+    """Removes the folder of a socket that did not fit into the home's own, with the last socket in it."""
+    if path.parent != places.run:
+        with suppress(OSError):
+            path.parent.rmdir()
 
 
 class ReadyPipe:

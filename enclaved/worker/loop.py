@@ -124,7 +124,9 @@ class EngineLoop:
             return
         context = self._engine.capabilities.context
         if len(prompt) >= context:
-            message = f"The prompt has {len(prompt)} tokens; the context of {context} leaves {context - 1} for it."
+            message = (
+                f"The prompt has {len(prompt):,} tokens; the context of {context:,} leaves {context - 1:,} for it."
+            )
             numbers = {"prompt_tokens": len(prompt), "context": context}
             self._send(Failed(command.request, "context_exceeded", message, numbers, b""))
             return

@@ -114,6 +114,7 @@ def test_a_prompt_longer_than_the_context_is_an_error_with_the_numbers(daemon: R
             client.generate("fake:short?context=16", "x" * 40, max_tokens=2).result()
         assert error.value.code == "context_exceeded"
         assert error.value.numbers["context"] == 16
+        assert "trained for 16 tokens" in (error.value.hint or "")
         assert client.generate("fake:short?context=16", "x", max_tokens=2).result().text
 
 
@@ -163,12 +164,14 @@ def test_threads_are_as_wished_and_no_more_than_there_are_cores(start_daemon: St
     big = "fake:big?bytes=1073741824&tokens_per_second=100"
     with daemon.client() as client:
         for threads, granted in ((None, 2), (1, 1), (64, 2)):
-            client.load(big, threads=threads)
+            assert client.load(big, threads=threads).result().instance.threads == granted
             stream = client.generate(big, "x", max_tokens=100_000)
             iterator = iter(stream)
             next(iterator)
             assert [i.threads for i in client.instances()] == [granted]
             stream.cancel()
+            with pytest.raises(enclave.CancelledError):
+                stream.result()
 
 
 def test_the_least_recently_used_model_makes_room(start_daemon: StartDaemon) -> None:

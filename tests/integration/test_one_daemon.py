@@ -150,6 +150,8 @@ def test_a_client_can_end_the_daemon(daemon: RunningDaemon) -> None:
         ("[plugins.foldr]\nfolders = []", ["foldr", "Did you mean folder?"]),
         ("[memory]\nlimit_bytes = 'much'", ["memory.limit_bytes", "whole number"]),
         ("[memory", ["not valid TOML"]),
+        ("[instance]", ["Did you mean instances?"]),
+        ("[plugins.folder]\nfolders = '/tmp'", ["a list, such as"]),
     ],
 )
 def test_a_wrong_configuration_is_explained(home: Path, config: str, words: list[str]) -> None:
@@ -160,6 +162,42 @@ def test_a_wrong_configuration_is_explained(home: Path, config: str, words: list
     assert "Traceback" not in told.stderr
     for word in words:
         assert word in told.stderr
+
+
+def test_a_data_folder_that_others_may_read_is_fine_and_one_they_may_change_is_not(home: Path) -> None:
+    (home / "data").mkdir()
+    (home / "data").chmod(0o755)
+    assert counted_one(home)
+    end_daemon_of(home)
+    (home / "data").chmod(0o777)
+    told = run_enclave("list", home=home)
+    assert told.returncode != 0
+    assert f"chmod go-w '{home}/data'" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_home_that_is_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    told = run_enclave("list", home=tmp_path / "file")
+    assert told.returncode != 0
+    assert "is a file: ENCLAVE_HOME must name a folder" in told.stderr
+
+
+def test_no_folder_of_a_socket_is_left_behind(tmp_path: Path) -> None:
+    home = tmp_path / ("long" * 40)
+    home.mkdir(mode=0o700)
+    # A user's home too long for a socket as well: the socket goes into a folder made for it alone.
+    environment = {"HOME": str(home), "XDG_RUNTIME_DIR": ""}
+    first = RunningDaemon(home, environment)
+    socket_folder = Path(first.endpoint.removeprefix("ipc://")).parent
+    assert socket_folder != home / "run"
+    first.kill()
+    assert socket_folder.exists()
+    second = RunningDaemon(home, environment)
+    assert not socket_folder.exists()
+    socket_folder = Path(second.endpoint.removeprefix("ipc://")).parent
+    second.close()
+    assert not socket_folder.exists()
 
 
 def test_a_setting_can_be_overridden_by_the_environment(start_daemon: StartDaemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,30 @@ def test_the_backend_can_be_chosen(daemon: RunningDaemon) -> None:
             with pytest.raises(enclave.EnclaveError) as error:
                 client.generate("tiny", "x", max_tokens=1, backend=backend).result()
             assert error.value.code == code
+
+
+@pytest.mark.usefixtures("llama_cpp")
+def test_a_model_file_needs_no_suffix(daemon: RunningDaemon, tmp_path: Path) -> None:
+    with daemon.client() as client:
+        tiny = next(model.path for model in client.models() if model.name == "tiny")
+        assert tiny is not None
+        blob = tmp_path / "sha256-0123"
+        shutil.copy(tiny, blob)
+        assert client.generate(str(blob), "x", max_tokens=1).result().receipt.backend == "llama_cpp"
+        (tmp_path / "letter").write_text("Dear reader")
+        with pytest.raises(enclave.EnclaveError) as error:
+            client.generate(str(tmp_path / "letter"), "x").result()
+        assert error.value.code == "no_backend"
+        assert "not a GGUF file" in error.value.message
+
+
+@pytest.mark.usefixtures("llama_cpp")
+def test_many_first_requests_get_the_embedded_model_at_once(daemon: RunningDaemon) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(daemon.client()) for _ in range(8)]
+        streams = [client.generate("tiny", "x", max_tokens=1) for client in clients]
+        instances = {stream.result().receipt.instance for stream in streams}
+    assert len(instances) == 1
 
 
 def test_a_file_that_was_replaced_is_another_model(daemon: RunningDaemon, tmp_path: Path) -> None:

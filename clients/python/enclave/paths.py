@@ -140,7 +140,7 @@ def private_folder(path: Path, *, create: bool = True) -> Path:
             with suppress(FileExistsError):
                 path.mkdir(mode=0o700)
         except OSError as error:
-            raise PathError(f"cannot make the folder {path}: {error.strerror}") from error
+            raise PathError(f"cannot make the folder {path}: {error.strerror}", _folder_hint(path)) from error
     if sys.platform == "win32":
         return path  # a user's LOCALAPPDATA is private by its inherited access list
     try:
@@ -159,6 +159,16 @@ def private_folder(path: Path, *, create: bool = True) -> Path:
         rights = f"{stat.S_IMODE(status.st_mode):04o}"
         raise PathError(f"others may enter {path} (its mode is {rights})", f"chmod 700 '{path}'")
     return path
+
+
+def _folder_hint(path: Path) -> str:
+    """What stands in the way of making a folder, as far as it can be told."""
+    for parent in path.parents:
+        if parent.is_dir():
+            return f"You may not write in {parent}: choose another ENCLAVE_HOME, or change its rights."
+        if parent.exists():
+            return f"{parent} is a file: ENCLAVE_HOME must name a folder."
+    return "Choose another ENCLAVE_HOME."
 
 
 # --- the socket ------------------------------------------------------------------------------------------------------

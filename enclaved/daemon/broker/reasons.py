@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from enclave.protocol.errors import Number
 from enclaved.core.reasons import Reason, Why
@@ -26,7 +27,7 @@ REASONS: Mapping[Why, Row] = {
     Why.QUEUE_FULL: Row("busy", "{queued} requests are waiting already, as many as may."),
     Why.TOO_LARGE_FOR_MEMORY: Row(
         "out_of_memory",
-        "The model needs {needed_gib} GiB with a context of {context}, and models may take {limit_gib} GiB in all.",
+        "The model needs {needed} with a context of {context}, and models may take {limit} in all.",
         "Ask for a smaller context, choose a smaller model, or raise memory.limit_bytes in the configuration.",
     ),
     Why.LOAD_FAILED: Row("load_failed", "The backend could not load the model."),
@@ -52,18 +53,29 @@ def refusal_of(reason: Reason, retry_after: float | None = None) -> RefusalError
     shown = dict(reason.numbers)
     for name in ("needed", "limit"):
         if isinstance(size := shown.get(f"{name}_bytes"), int):
-            shown[f"{name}_gib"] = f"{size / 1024**3:.2f}"
+            shown[name] = _size(size)
     numbers: dict[str, Number] = {
         key: value for key, value in reason.numbers.items() if isinstance(value, (int, float))
     }
     return RefusalError(
         row.code,
         row.message.format_map(_Known(shown)),
-        hint=row.hint,
+        hint=_retry_hint(retry_after) if retry_after is not None else row.hint,
         numbers=numbers,
         retry_after=retry_after,
         detail=reason.detail,
     )
+
+
+def _size(size_bytes: int) -> str:
+    unit, name = next(
+        ((unit, name) for unit, name in ((2**30, "GiB"), (2**20, "MiB")) if size_bytes >= unit), (2**10, "KiB")
+    )
+    return f"{size_bytes / unit:,.1f} {name}"
+
+
+def _retry_hint(retry_after: float) -> str:
+    return f"Try again in {max(1, ceil(retry_after))} s; `enclave why` tells what happened."
 
 
 class _Known(dict[str, object]):

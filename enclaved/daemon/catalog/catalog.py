@@ -90,7 +90,7 @@ class Catalog:
 
     def _without_alias(self, reference: str) -> str:
         for _ in range(ALIASES_DEEP):
-            if reference not in self._aliases:
+            if self._aliases.get(reference, reference) == reference:
                 return _expanded(reference) if reference.startswith("~") else reference
             reference = self._aliases[reference]
         raise RefusalError("bad_reference", f"the alias {reference} leads back to itself")

@@ -42,7 +42,9 @@ def open_model_file(path: str) -> tuple[int, FileIdentity]:
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise RefusalError("model_unreadable", f"{path}: this is {what}, not a model file")
+        raise RefusalError(
+            "model_unreadable", f"{path}: this is {what}, not a model file", hint="Name the model's file itself."
+        )
     return descriptor, FileIdentity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 

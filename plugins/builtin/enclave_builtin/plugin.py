@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 from enclaved.plugin.hookspecs import Source, SourceContext, hookimpl
 from enclaved.plugin.model import ModelEntry, ModelFile, ModelName
@@ -31,6 +32,7 @@ class BuiltinSource(Source):
     name = "builtin"
 
     def __init__(self) -> None:
+        self._writing = Lock()
         self._sound: tuple[str, int, int, int] | None = None
         """Path, size, time of change and inode of the file whose hash was right when last looked at."""
 
@@ -64,7 +66,14 @@ class BuiltinSource(Source):
         )
 
     def _ensure(self, path: Path) -> None:
-        """Leaves the file there as it should be. Raises OSError."""
+        """Leaves the file there as it should be. Raises OSError.
+
+        One thread at a time: a file that is replaced is another model to the daemon.
+        """
+        with self._writing:
+            self._ensure_alone(path)
+
+    def _ensure_alone(self, path: Path) -> None:
         with suppress(OSError):
             identity = _identity(path)
             if identity == self._sound or _is_sound(path):

@@ -78,7 +78,7 @@ def _read_preamble(cursor: Cursor, size_bytes: int) -> tuple[int, int]:
         raise HeaderError("is empty")
     magic = cursor.take(min(4, size_bytes), "the magic")
     if magic != MAGIC:
-        raise HeaderError(f"is not a GGUF file (it starts with {magic!r})")
+        raise HeaderError(f"is not a GGUF file (it starts with {_readable(magic)})")
     version = cursor.u32("the version")
     if version & 0xFFFF == 0 and version:
         raise HeaderError("is a big-endian GGUF file, made for another kind of machine")
@@ -335,3 +335,9 @@ def _text(values: dict[str, Value], key: str) -> str | None:
 def _shown(raw: bytes) -> str:
     text = raw[:80].decode("utf-8", "replace")
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _readable(data: bytes) -> str:
+    """The bytes as text where they are, else as numbers."""
+    text = data.decode("ascii", "replace")
+    return f'"{text}"' if text.isprintable() and "\ufffd" not in text else f"the bytes {data.hex(' ')}"

@@ -139,9 +139,9 @@ def test_names_cannot_move_a_terminals_cursor() -> None:
 
 
 def test_a_text_file_is_named_as_what_it_starts_with() -> None:
-    assert reason(b"Once upon a time") == "is not a GGUF file (it starts with b'Once')"
+    assert reason(b"Once upon a time") == 'is not a GGUF file (it starts with "Once")'
     assert "empty" in reason(b"")
-    assert reason(b"GG") == "is not a GGUF file (it starts with b'GG')"
+    assert reason(b"GG") == 'is not a GGUF file (it starts with "GG")'
 
 
 def test_a_big_endian_file_is_told_apart_from_a_new_version() -> None:

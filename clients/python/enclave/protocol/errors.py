@@ -189,7 +189,7 @@ _ROWS = (
         "too_large",
         "A message, or a part of one, is larger than the daemon's limits.",
         False,
-        "Send less at once; the welcome says the limits.",
+        "Send less at once; the message says how much may be sent.",
         Fault.CLIENT,
     ),
     ErrorCode(
