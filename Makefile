@@ -23,7 +23,7 @@ run: setup ## show what Enclave does, with the model that comes with it
 test: setup ## the tests, without the long ones
 	@$(PYTEST) -n 2 $(ARGS)
 
-test-long: setup ## the long tests: real models, soaks
+test-long: setup ## the long tests: simulated faults by the thousand
 	@$(PYTEST) -m long --timeout 900 $(ARGS) || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 
 lint: setup ## ruff and the type checker

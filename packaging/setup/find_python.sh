@@ -10,7 +10,13 @@ if [ -n "$1" ]; then
         exit 1
     fi
     if ! "$1" -I -S -c "$fits" 2>/dev/null; then
-        echo "setup: PYTHON=$1 is $("$1" --version 2>&1), and Enclave needs Python 3.11, 3.12 or 3.13." >&2
+        # A launcher in place of an interpreter complains on standard error, in many lines: only an answer is quoted.
+        version=$("$1" --version 2>/dev/null) || version=
+        case $version in
+        Python\ *) is="is $version" ;;
+        *) is="does not start" ;;
+        esac
+        echo "setup: PYTHON=$1 $is, and Enclave needs Python 3.11, 3.12 or 3.13." >&2
         echo "       Name another: make setup PYTHON=python3.12" >&2
         exit 1
     fi

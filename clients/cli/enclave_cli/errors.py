@@ -6,14 +6,14 @@ told by their shape, so that `enclave --help` stays quick and a broken installat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
 
 import click
 
-from enclave_cli.output import clean, json_text, line
+from enclave_cli.output import clean, cut, json_text, line
 
 
 class ExitCode(IntEnum):
@@ -36,8 +36,8 @@ MEANINGS: Mapping[ExitCode, str] = {
     ExitCode.INTERRUPTED: "stopped with Ctrl-C",
 }
 
-_UNREACHABLE_CODES = frozenset({"daemon_unavailable", "connection_lost"})
-"""The codes that the client library raises by itself, never the daemon."""
+_UNREACHABLE_CODES = frozenset({"daemon_unavailable", "connection_lost", "bad_config"})
+"""What no running daemon answers: the client library found it out by itself, or a daemon that did not start said so."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,29 @@ class CommandError(Exception):
 def usage(message: str, hint: str = "") -> CommandError:
     """The error of a wrong command line that click itself cannot see."""
     return CommandError(Problem("usage", message, hint, exit_code=ExitCode.USAGE))
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raises CommandError (usage) for an argument whose bytes are no UTF-8: it could not be sent, nor be shown."""
+    for number, argument in enumerate(arguments, start=1):
+        if not is_text(argument):
+            raise usage(
+                f"argument {number}, {cut(line(argument), ARGUMENT_COLUMNS_MAX)!r}, is not valid UTF-8",
+                "name it in UTF-8; a prompt can be converted and piped in, for example with iconv",
+            )
+
+
+ARGUMENT_COLUMNS_MAX = 60
+"""What is shown of an argument in a message."""
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be encoded: Python keeps the bytes of an argument that is no UTF-8 as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def problem_of(error: BaseException) -> Problem:
@@ -140,10 +163,19 @@ DETAIL_LINES_MAX = 6
 def text(problem: Problem) -> str:
     """What standard error gets: `enclave: message`, then detail and hint on lines of their own."""
     lines = [f"enclave: {line(problem.message)}"]
-    said = [clean(row.expandtabs(4)).rstrip() for row in problem.detail.splitlines() if row.strip()]
+    hint = line(problem.hint)
+    if hint and hint in lines[0]:
+        hint = ""
+    rows = (clean(row.expandtabs(4)).rstrip() for row in problem.detail.splitlines() if row.strip())
+    said = [row for row in rows if not _is_said(line(row), line(problem.message), line(problem.hint))]
     if len(said) > DETAIL_LINES_MAX:
         lines.append(f"  … ({len(said) - DETAIL_LINES_MAX} lines more with --json)")
     lines.extend(f"  {row}" for row in said[-DETAIL_LINES_MAX:])
-    if problem.hint:
-        lines.append(f"hint: {line(problem.hint)}")
+    if hint:
+        lines.append(f"hint: {hint}")
     return "\n".join(lines)
+
+
+def _is_said(row: str, message: str, hint: str) -> bool:
+    """Whether a line of detail tells only what message and hint tell: a log's tail often ends with both."""
+    return any(part and (part in row or row in part) for part in (message, hint))

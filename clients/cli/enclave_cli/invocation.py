@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import click
 
+from enclave_cli import stdout
 from enclave_cli.output import json_text, line
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ Priority = Literal["interactive", "normal", "background"]
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 CLIENT_NAME = "enclave-cli"
+
+COUNT_MAX = 2**31 - 1
+"""Of tokens, threads and candidates: what the backends count with."""
 
 
 class Connect(Protocol):
@@ -59,8 +63,7 @@ class Invocation:
     def print(self, text: str) -> None:
         """A line on standard output; nothing for an empty text."""
         if text:
-            sys.stdout.write(text + "\n")
-            sys.stdout.flush()
+            stdout.write(text + "\n")
 
     def print_json(self, value: object) -> None:
         """One JSON document, on a line of its own."""

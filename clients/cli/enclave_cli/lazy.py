@@ -7,9 +7,13 @@ the table with the commands' own words.
 from __future__ import annotations
 
 import importlib
+import shlex
+from collections.abc import Sequence
 from typing import cast
 
 import click
+
+from enclave_cli.output import cut, line
 
 COMMANDS: dict[str, str] = {
     "run": "Let a model continue a prompt and print what it says.",
@@ -23,6 +27,9 @@ COMMANDS: dict[str, str] = {
     "serve": "Run the daemon in the foreground.",
 }
 """Name and one sentence of every command, in the order of `enclave --help`."""
+
+
+_SUGGESTION_COLUMNS_MAX = 60
 
 
 def module_name(command: str) -> str:
@@ -45,7 +52,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(_unknown(args[0]))
+            ctx.fail(_unknown(args))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -53,8 +60,16 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-def _unknown(name: str) -> str:
+def _unknown(arguments: Sequence[str]) -> str:
+    """What is wrong, and what was probably meant: a near command, the help, or a model to run."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, COMMANDS, n=1)
-    return f"there is no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    name = arguments[0]
+    if name == "help":
+        words = " ".join(["enclave", *(word for word in arguments[1:2] if word in COMMANDS)])
+        meant = f"`{words} --help`"
+    elif near := get_close_matches(name, COMMANDS, n=1):
+        meant = repr(near[0])
+    else:
+        meant = f"`enclave run {cut(line(shlex.join(arguments)), _SUGGESTION_COLUMNS_MAX)}`"
+    return f"there is no command {cut(line(name), _SUGGESTION_COLUMNS_MAX)!r}; did you mean {meant}?"

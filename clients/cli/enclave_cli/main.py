@@ -15,10 +15,12 @@ from pathlib import Path
 
 import click
 
-from enclave_cli import errors
+from enclave_cli import errors, stdout
 from enclave_cli.errors import ExitCode, Problem
 from enclave_cli.invocation import Connect, Invocation, connect, no_start_option
 from enclave_cli.lazy import LazyGroup
+from enclave_cli.output import line
+from enclave_cli.stdout import OutputError
 
 PROGRAM = "enclave"
 _COMPLETION = "_ENCLAVE_COMPLETE"
@@ -92,15 +94,17 @@ def execute(arguments: Sequence[str], connect: Connect) -> int:
         return _interrupted(invocation)
     except BrokenPipeError:
         return _output_closed()
+    except OutputError as error:
+        return _output_refused(error.reason)
     except Exception as error:  # noqa: BLE001 - the edge: whatever it is, a person gets a sentence and no traceback
-        return _failed(error, invocation)
+        return _failed(error, invocation, arguments)
 
 
 def _run(arguments: list[str], invocation: Invocation) -> int:
+    errors.check_arguments(arguments)
     try:
         with commands.make_context(PROGRAM, arguments, obj=invocation) as ctx:
             commands.invoke(ctx)
-        sys.stdout.flush()
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.Abort:
@@ -108,12 +112,27 @@ def _run(arguments: list[str], invocation: Invocation) -> int:
     return ExitCode.OK
 
 
-def _failed(error: Exception, invocation: Invocation) -> int:
+def _ask_for_json(invocation: Invocation, arguments: Sequence[str]) -> None:
+    """Sets what a command line that could not be read says of its output, by its bare words."""
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    invocation.json = invocation.json or "--json" in words
+    invocation.json_lines = invocation.json_lines or (invocation.json and "--stream" in words)
+
+
+def _failed(error: Exception, invocation: Invocation, arguments: Sequence[str]) -> int:
     if os.environ.get("ENCLAVE_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error)
+    if isinstance(error, OSError):
+        # click writes help and version by itself; what standard output did not take is still in its buffer.
+        try:
+            stdout.write("")
+        except OutputError as refused:
+            return _output_refused(refused.reason)
     problem = errors.problem_of(error)
+    if problem.exit_code == ExitCode.USAGE:
+        _ask_for_json(invocation, arguments)
     if problem.code == "daemon_unavailable" and not invocation.start:
         problem = replace(problem, hint="leave out --no-start, or start one with `enclave serve`")
     return _told(problem, invocation)
@@ -128,6 +147,8 @@ def _told(problem: Problem, invocation: Invocation) -> int:
             sys.stderr.flush()
     except BrokenPipeError:
         _output_closed()
+    except OutputError as error:
+        return _output_refused(error.reason, of=problem.message)
     return problem.exit_code
 
 
@@ -142,11 +163,23 @@ def _interrupted(invocation: Invocation) -> int:
 
 def _output_closed() -> int:
     """Whoever read standard output (`| head -1`) has enough: no error."""
+    _silence()
+    return ExitCode.OK
+
+
+def _output_refused(error: OSError, of: str = "") -> int:
+    said = f"enclave: standard output could not be written: {error.strerror or error}"
+    _silence()
+    sys.stderr.write(said + (f" (it was to say: {line(of)})" if of else "") + "\n")
+    sys.stderr.flush()
+    return ExitCode.FAILED
+
+
+def _silence() -> None:
     # The interpreter flushes standard output once more at its end, and would complain then.
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, sys.stdout.fileno())
     os.close(silent)
-    return ExitCode.OK
 
 
 def _prepare_streams() -> None:

@@ -60,11 +60,32 @@ def cut(text: str, columns: int) -> str:
     return kept + "…"
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> str:
+def shortened(name: str, columns: int) -> str:
+    """`name` in at most `columns` columns, with an ellipsis in the middle; of a path, the file's name is kept, or its
+    end where that alone is too long."""
+    if width_columns(name) <= columns:
+        return name
+    folder, separator, last = name.rpartition("/")
+    tail = f"…{separator}{last}"
+    if separator and width_columns(tail) <= columns:
+        return cut(folder, columns - width_columns(tail) + 1).removesuffix("…") + tail
+    half = (columns - 1) // 2
+    end = last[::-1]
+    return cut(name, columns - half).removesuffix("…") + "…" + cut(end, half + 1).removesuffix("…")[::-1]
+
+
+LOOSE_COLUMNS_MAX = 40
+"""To what width a loose column of a table aligns the others."""
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = (), loose: Collection[str] = ()
+) -> str:
     """Aligned columns under upper-case headings, without a final newline.
 
     `right` names the columns that are aligned there. A column without any value in any row is left out;
     an empty cell is `-`, so that the fields of a line can be counted, but for a column without a heading (a mark).
+    In a `loose` column, a cell beyond LOOSE_COLUMNS_MAX pushes its own line aside and pads no other.
     """
     cells = [[line(cell) for cell in row] for row in rows]
     used = [i for i in range(len(headings)) if not cells or any(row[i] not in ("", NOTHING) for row in cells)]
@@ -73,6 +94,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Collect
         *([row[i] or (NOTHING if headings[i] else "") for i in used] for row in cells),
     ]
     widths = [max(width_columns(row[k]) for row in lines) for k in range(len(used))]
+    widths = [
+        min(width, LOOSE_COLUMNS_MAX) if headings[i] in loose else width for width, i in zip(widths, used, strict=True)
+    ]
     return "\n".join(
         _GAP.join(_padded(cell, widths[k], right=headings[used[k]] in right) for k, cell in enumerate(row)).rstrip()
         for row in lines

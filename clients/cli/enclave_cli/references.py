@@ -11,6 +11,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from enclave_cli.errors import is_text, usage
+from enclave_cli.output import line
+
 DEFAULT_MODEL = ""
 """The empty reference: the daemon chooses its default model."""
 
@@ -31,13 +34,21 @@ def is_path(typed: str, exists: Callable[[str], bool] = os.path.isfile) -> bool:
 
 
 def reference(typed: str | None) -> str:
-    """The reference to send for what was typed; nothing typed is the daemon's default model."""
-    if not typed:
+    """The reference to send for what was typed; nothing typed is the daemon's default model.
+
+    Raises CommandError (usage) for an empty name, and for a path that cannot be sent.
+    """
+    if typed is None:
         return DEFAULT_MODEL
+    if not typed.strip():
+        raise usage("MODEL is empty", "`enclave list` shows the models; is a variable of the shell unset?")
     if not is_path(typed):
         return typed
     # Not resolved: a link's own name is what the person calls the model.
-    return os.path.abspath(Path(typed).expanduser())  # noqa: PTH100
+    path = os.path.abspath(Path(typed).expanduser())  # noqa: PTH100
+    if not is_text(path):
+        raise usage(f"the path {line(path)!r} is not valid UTF-8", "rename the folder, or link to the file elsewhere")
+    return path
 
 
 def looks_like_a_prompt(typed: str, exists: Callable[[str], bool] = os.path.exists) -> bool:

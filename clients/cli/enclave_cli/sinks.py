@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from enclave_cli import stdout
 from enclave_cli.output import clean, json_text, plain, plain_map
 from enclave_cli.progress import sentence
 
@@ -58,8 +59,7 @@ class TextSink:
             return
         self._status.clear()
         self._ends_in_newline = text.endswith("\n")
-        sys.stdout.write(clean(text, keep=_KEPT_ON_A_TERMINAL) if self._terminal else text)
-        sys.stdout.flush()
+        stdout.write(clean(text, keep=_KEPT_ON_A_TERMINAL) if self._terminal else text)
 
     def result(self, result: Answer, receipt: dict[str, object]) -> None:
         self._status.clear()
@@ -68,8 +68,7 @@ class TextSink:
         self._status.clear()
         if self._terminal and not self._ends_in_newline:
             self._ends_in_newline = True
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            stdout.write("\n")
 
 
 class DocumentSink:
@@ -121,5 +120,4 @@ def _ending(result: Answer) -> dict[str, object]:
 
 
 def _write_line(value: object) -> None:
-    sys.stdout.write(json_text(value) + "\n")
-    sys.stdout.flush()
+    stdout.write(json_text(value) + "\n")

@@ -133,6 +133,8 @@ class FakeDaemon:
     """Raised by every call, by that of an answer after its texts."""
     answer_fails_with: BaseException | None = None
     """Raised by an answer after its texts only."""
+    template: bool = False
+    """Whether the header of every model has a chat template."""
     hangs: bool = False
     """An answer never ends after its texts."""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list[tuple[str, dict[str, Any]]])
@@ -188,7 +190,7 @@ class FakeDaemon:
     def show(self, model: str) -> ModelShow:
         self._call("show", model=model)
         header = ModelHeaderInfo(
-            format="gguf", architecture="llama", parameters=260_032, context_length=512, template=False
+            format="gguf", architecture="llama", parameters=260_032, context_length=512, template=self.template
         )
         return ModelShow(name=model, source="builtin", size=1024, backends=("fake",), header=header, files=("a", "b"))
 

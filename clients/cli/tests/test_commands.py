@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from enclave.protocol.methods import InstanceInfo, WallsInfo, WhyRecord
+from enclave.protocol.methods import InstanceInfo, MemoryInfo, WallsInfo, WhyRecord
 from enclave_cli.commands import ps, serve, why
 from enclave_cli.errors import ExitCode
 
 if TYPE_CHECKING:
     from .conftest import Run, Script
     from .fake_daemon import FakeDaemon
+
+
+READY = InstanceInfo(
+    id="i1", model="tiny", state="ready", wanted="ready", backend="fake", memory=MemoryInfo(estimated_bytes=2 * 1024**2)
+)
 
 
 def test_list_marks_the_default_model_and_says_what_to_know_of_it(run: Run) -> None:
@@ -77,6 +83,23 @@ def test_ps_tells_memory_queue_and_walls(run: Run) -> None:
     assert " ".join(row.split()) == (
         "tiny ready fake cpu 3.0 MiB 2.0 MiB 1 2 1 2,048 1 min 15 s partial (no landlock) 4711 i1"
     )
+
+
+LONG = "/home/someone/" + "deep/" * 100 + "model.gguf"
+
+
+def test_ps_keeps_a_long_path_from_padding_the_other_lines(run: Run, daemon: FakeDaemon) -> None:
+    daemon.instances_known = (READY, replace(READY, id="i2", model=LONG))
+    heading, short, long = run("ps").out.splitlines()
+    assert long.startswith(LONG + "  ready")
+    assert max(len(heading), len(short)) < 200
+    assert run("ps", "--json").json["instances"][1]["model"] == LONG
+
+
+def test_on_a_terminal_ps_shortens_a_long_path_and_keeps_the_files_name() -> None:
+    long = ps.text((replace(READY, model=LONG),), terminal=True).splitlines()[1]
+    assert long.startswith("/home/someone/")
+    assert "…/model.gguf  ready" in long
 
 
 def test_ps_says_so_when_nothing_is_loaded(run: Run, daemon: FakeDaemon) -> None:
@@ -167,6 +190,20 @@ def test_why_tells_one_line_an_event_with_its_cause(daemon: FakeDaemon) -> None:
         "a request for tiny prompt_bytes=9 B",
     ]
     assert lines[2].split(maxsplit=4) == ["00:00:01.500", "#8", "#7", "Load", "loading tiny"]
+
+
+def test_why_of_a_number_tells_what_led_to_it_and_what_it_led_to(run: Run, daemon: FakeDaemon) -> None:
+    daemon.records = tuple(
+        WhyRecord(number=number, at=0.0, kind="k", cause=cause)
+        for number, cause in ((1, None), (2, 1), (3, 2), (4, 3), (5, 1), (6, 4))
+    )
+    for about in ("3", "#3"):
+        daemon.asked.clear()
+        done = run("why", about, "--json")
+        assert [record["number"] for record in done.json["records"]] == [1, 2, 3, 4]
+        assert daemon.request("why")["model"] is None
+    assert run("why", "77").out.startswith("Nothing is on record about 77.")
+    assert why.event_number("3", exists=lambda _: True) is None
 
 
 def test_why_tells_data_flat_and_with_units() -> None:

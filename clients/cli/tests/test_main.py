@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,8 +109,39 @@ def test_an_unknown_command_brings_the_nearest_known_one(run: Run) -> None:
     assert "did you mean 'unload'?" in run("unlod").err
 
 
-def test_usage_errors_obey_json_too(run: Run) -> None:
-    done = run("show", "--json")
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["tiny", "hi there"], "`enclave run tiny 'hi there'`"),
+        (["help"], "`enclave --help`"),
+        (["help", "run"], "`enclave run --help`"),
+    ],
+)
+def test_what_is_no_command_brings_what_was_probably_meant(arguments: list[str], meant: str, run: Run) -> None:
+    done = run(*arguments)
+    assert done.exit_code == ExitCode.USAGE
+    assert f"did you mean {meant}?" in done.err
+
+
+def test_an_argument_that_is_no_text_is_named(run: Run, daemon: FakeDaemon) -> None:
+    done = run("run", "tiny", "caf\udcff")
+    assert done.exit_code == ExitCode.USAGE
+    assert "argument 3, 'caf\ufffd', is not valid UTF-8" in done.err
+    assert daemon.asked == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "--json"],
+        ["run", "tiny", "--bogus", "--json"],
+        ["bogus", "--json"],
+        ["--bogus", "--json"],
+        ["run", "caf\udcff", "--json"],
+    ],
+)
+def test_usage_errors_obey_json_too(arguments: list[str], run: Run) -> None:
+    done = run(*arguments)
     assert done.exit_code == ExitCode.USAGE
     assert done.json["error"]["code"] == "usage"
     assert done.err == ""
@@ -123,6 +155,7 @@ def test_usage_errors_obey_json_too(run: Run) -> None:
         ("internal", ExitCode.FAILED),
         ("daemon_unavailable", ExitCode.UNREACHABLE),
         ("connection_lost", ExitCode.UNREACHABLE),
+        ("bad_config", ExitCode.UNREACHABLE),
     ],
 )
 def test_an_error_of_the_daemon_decides_the_exit_code(
@@ -164,6 +197,14 @@ def test_the_end_of_a_long_detail_is_shown(run: Run, daemon: FakeDaemon) -> None
     assert len(shown.splitlines()) < 20
 
 
+def test_what_message_and_hint_say_is_not_repeated(run: Run, daemon: FakeDaemon) -> None:
+    said = "line 3: there is no setting 'chaos'"
+    daemon.fails_with = error_for("bad_config", said, hint="see docs", detail=f"ERROR {said}\nhint: see docs\nmore\n")
+    assert run("ps").err == f"enclave: {said}\n  more\nhint: see docs\n"
+    daemon.fails_with = error_for("bad_config", said, hint=said)
+    assert run("ps").err == f"enclave: {said}\n"
+
+
 def test_an_unforeseen_exception_is_a_sentence_and_no_traceback(run: Run, daemon: FakeDaemon) -> None:
     daemon.fails_with = RuntimeError("boom")
     done = run("list")
@@ -202,6 +243,29 @@ def test_a_daemon_is_started_by_default_and_left_at_the_end(run: Run, daemon: Fa
     run("ps")
     assert daemon.request("connect")["start"] is True
     assert daemon.asked[-1] == ("close", {})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
+def test_help_for_a_full_disk_is_one_line_too(script: Script) -> None:
+    environment = {name: value for name, value in script.environment({}).items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            script.command("--help"), env=environment, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == ExitCode.FAILED
+    assert done.stderr == b"enclave: standard output could not be written: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_ctrl_c_during_the_imports_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nassert False\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from enclave_cli.entry import main; sys.exit(main())", "list"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.INTERRUPTED, b"", b"")
 
 
 def test_every_command_and_exit_code_has_its_place_in_the_docs() -> None:

@@ -112,3 +112,19 @@ def test_json_text_is_one_line_that_any_stream_takes(value: object) -> None:
 
 def test_json_text_keeps_a_file_name_that_is_no_utf_8() -> None:
     assert json.loads(output.json_text({"path": "a\udcff"})) == {"path": "a\udcff"}
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("tiny", "tiny"),
+        ("/home/me/models/a.gguf", "/home/me…/a.gguf"),
+        ("a" * 10 + "b" * 10, "aaaaaaaa…bbbbbbb"),
+        ("x/" + "a" * 10 + "b" * 10, "x/aaaaaa…bbbbbbb"),
+    ],
+)
+def test_a_long_name_loses_its_middle(name: str, shown: str) -> None:
+    from enclave_cli.output import shortened
+
+    assert shortened(name, 16) == shown
+    assert len(shown) <= 16

@@ -16,7 +16,7 @@ def test_separators_and_suffixes_make_a_path(typed: str) -> None:
     assert references.is_path(typed, _no_file)
 
 
-@pytest.mark.parametrize("typed", ["tiny", "", "folder:some/name.gguf", "hf:owner/repo:Q4_K_M", "fake:load_seconds=1"])
+@pytest.mark.parametrize("typed", ["tiny", "folder:some/name.gguf", "hf:owner/repo:Q4_K_M", "fake:load_seconds=1"])
 def test_names_and_references_of_sources_are_no_paths(typed: str) -> None:
     assert not references.is_path(typed, _no_file)
 

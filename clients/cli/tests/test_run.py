@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,9 +64,44 @@ def test_what_was_not_said_is_left_to_the_daemon(run: Run, daemon: FakeDaemon) -
     assert daemon.request("connect")["priority"] == "normal"
 
 
-def test_an_empty_prompt_is_a_prompt(run: Run, daemon: FakeDaemon) -> None:
-    run("run", "tiny", "")
-    assert daemon.request("generate")["prompt"] == ""
+@pytest.mark.parametrize(("arguments", "what"), [(("", "hi"), "MODEL is empty"), (("tiny", ""), "prompt is empty")])
+def test_an_empty_model_or_prompt_is_a_usage_error(
+    arguments: tuple[str, ...], what: str, run: Run, daemon: FakeDaemon
+) -> None:
+    done = run("run", *arguments)
+    assert done.exit_code == ExitCode.USAGE
+    assert what in done.err
+    assert daemon.asked == []
+
+
+def test_piped_text_stands_for_an_empty_prompt(run: Run, daemon: FakeDaemon) -> None:
+    run("run", "tiny", "", stdin=b"Once")
+    assert daemon.request("generate")["prompt"] == "Once"
+
+
+@pytest.mark.parametrize("option", ["--max-tokens", "--top-k", "--context"])
+def test_a_number_beyond_what_backends_count_with_is_a_usage_error(option: str, run: Run, daemon: FakeDaemon) -> None:
+    done = run("run", "tiny", "Once", option, "99999999999999999999")
+    assert done.exit_code == ExitCode.USAGE
+    assert "2147483647" in done.err
+    assert daemon.asked == []
+    run("run", "tiny", "Once", option, str(2**31 - 1))
+    assert (2**31 - 1) in daemon.request("generate").values()
+
+
+def test_a_model_without_a_prompt_is_shown_where_the_prompt_goes(run: Run) -> None:
+    assert 'hint: enclave run tiny "PROMPT"\n' in run("run", "tiny").err
+
+
+@pytest.mark.skipif(shutil.which("yes") is None, reason="needs the program `yes`")
+def test_no_more_is_read_than_a_request_can_hold(script: Script) -> None:
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        assert endless.stdout is not None
+        with _running(script, "run", "tiny", stdin=endless.stdout.fileno()) as (process, _):
+            endless.stdout.close()
+            out, err = process.communicate()
+    assert (process.returncode, out) == (ExitCode.FAILED, b"")
+    assert b"more than 33,554,432 bytes (32.0 MiB)" in err
 
 
 def test_a_prompt_may_begin_with_a_dash(run: Run, daemon: FakeDaemon) -> None:
@@ -200,12 +236,6 @@ def test_verbose_prints_the_receipt_on_standard_error(run: Run) -> None:
     ]
 
 
-def test_missing_templates_are_told_unless_raw_is_asked_for(run: Run) -> None:
-    assert "chat templates are not applied yet" in run("run", "tiny", "Once", "--verbose").err
-    assert "chat templates" not in run("run", "tiny", "Once", "--verbose", "--raw").err
-    assert run("run", "tiny", "Once").err == ""
-
-
 def test_a_receipt_without_measurements_says_less(run: Run, daemon: FakeDaemon) -> None:
     from enclave.protocol.methods import Timings, Usage
 
@@ -286,8 +316,30 @@ def test_a_full_disk_is_no_defect_of_ours(script: Script) -> None:
         _, err = process.communicate()
         assert reports.read() == "cancelled\n"
         assert process.returncode == ExitCode.FAILED
-        assert err.startswith(b"enclave: the system refused: ")
-        assert b"Traceback" not in err
+        assert err == b"enclave: standard output could not be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
+@pytest.mark.parametrize(
+    ("arguments", "fails_with"),
+    [
+        (("list",), None),
+        (("list", "--json"), None),
+        (("run", "tiny", "Once", "--json"), None),
+        (("run", "tiny", "Once", "--json", "--stream"), None),
+        (("list", "--json"), "busy"),
+        (("lst", "--json"), None),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(arguments: tuple[str, ...], fails_with: str | None, script: Script) -> None:
+    with (
+        Path("/dev/full").open("wb") as full,
+        _running(script, *arguments, stdout=full.fileno(), fails_with=fails_with) as (process, _),
+    ):
+        _, err = process.communicate()
+        assert err.startswith(b"enclave: standard output could not be written: No space left on device")
+        assert err.count(b"\n") == 1
+        assert process.returncode == ExitCode.FAILED
 
 
 @posix_only
@@ -399,17 +451,32 @@ def test_on_a_terminal_the_answer_ends_in_a_newline_and_carries_no_control_chara
 
 
 @posix_only
-def test_on_a_terminal_templates_are_told_of_once(terminal: Any) -> None:
-    assert terminal("run", "tiny", "Once").end().count("chat templates are not applied yet") == 1
+@pytest.mark.parametrize(
+    ("options", "template", "count"), [((), True, 1), ((), False, 0), (("--raw",), True, 0), (("--json",), True, 0)]
+)
+def test_on_a_terminal_a_template_that_is_there_is_told_of_once(
+    options: tuple[str, ...], template: bool, count: int, terminal: Any
+) -> None:
+    shown = terminal("run", "tiny", "Once", *options, template=template).end()
+    assert shown.count("chat template is not applied yet") == count
+
+
+def test_elsewhere_nobody_asks_for_a_template(run: Run, daemon: FakeDaemon) -> None:
+    daemon.template = True
+    assert run("run", "tiny", "Once").err == ""
+    assert "show" not in [name for name, _ in daemon.asked]
 
 
 @posix_only
-def test_the_prompt_loop_answers_until_the_end_of_input(terminal: Any) -> None:
-    loop = terminal("run", "tiny")
-    assert "chat templates" in loop.until(">>> ")
+@pytest.mark.parametrize("goodbye", ["\x04", "/bye\n", "exit\n"])
+def test_the_prompt_loop_answers_until_it_is_left(goodbye: str, terminal: Any) -> None:
+    loop = terminal("run", "tiny", template=True)
+    greeting = loop.until(">>> ")
+    assert "chat template" in greeting
+    assert "Ctrl-D" in greeting
     loop.type("Once\n")
     assert TEXT in loop.until(">>> ")
-    loop.type("\x04")
+    loop.type(goodbye)
     assert "Traceback" not in loop.end()
     assert loop.process.returncode == ExitCode.OK
 

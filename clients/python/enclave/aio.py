@@ -32,6 +32,7 @@ from enclave.connecting import (
 )
 from enclave.conversation import Answer, Conversation
 from enclave.exceptions import CancelledError, ConnectionLostError, EnclaveError
+from enclave.naming import ModelName, named
 from enclave.protocol.messages import Priority, Progress
 from enclave.protocol.methods import (
     DaemonInfo,
@@ -398,15 +399,15 @@ class AsyncClient:
     # --- running a model ---------------------------------------------------------------------------------------------
 
     def generate(
-        self, model: str | None, prompt: Prompt, **options: Unpack[SamplingOptions]
+        self, model: ModelName | None, prompt: Prompt, **options: Unpack[SamplingOptions]
     ) -> AsyncStream[TextChunk, TextResult]:
         """Continue a prompt as it is: no template, BOS as the vocabulary says; token ids are taken unchanged. Without
         a model, the daemon's default one answers."""
-        return self._stream(calls.generate(model, prompt, options))
+        return self._stream(calls.generate(named(model), prompt, options))
 
     def chat(
         self,
-        model: str,
+        model: ModelName,
         messages: Sequence[Message],
         *,
         tools: Sequence[Message] = (),
@@ -414,11 +415,11 @@ class AsyncClient:
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream[TextChunk, ChatResult]:
         """Answer a conversation, rendered by the model's template."""
-        return self._stream(calls.chat(model, messages, tools, schema, options))
+        return self._stream(calls.chat(named(model), messages, tools, schema, options))
 
     def infill(
         self,
-        model: str,
+        model: ModelName,
         prefix: str,
         suffix: str = "",
         *,
@@ -426,12 +427,12 @@ class AsyncClient:
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream[TextChunk, TextResult]:
         """Fill in the text between two others."""
-        return self._stream(calls.infill(model, prefix, suffix, order, options))
+        return self._stream(calls.infill(named(model), prefix, suffix, order, options))
 
     async def prefix(
         self,
         name: str,
-        model: str,
+        model: ModelName,
         *,
         messages: Sequence[Message] = (),
         prompt: Prompt | None = None,
@@ -439,11 +440,11 @@ class AsyncClient:
         **options: Unpack[RequestOptions],
     ) -> PrefillResult:
         """Keep a named beginning computed."""
-        return await self._ask(calls.prefix(name, model, messages, prompt, tools, options))
+        return await self._ask(calls.prefix(name, named(model), messages, prompt, tools, options))
 
     async def prefill(
         self,
-        model: str,
+        model: ModelName,
         prompt: Prompt | None = None,
         *,
         messages: Sequence[Message] = (),
@@ -451,17 +452,17 @@ class AsyncClient:
         **options: Unpack[RequestOptions],
     ) -> PrefillResult:
         """Compute a prompt now because it will probably be asked for."""
-        return await self._ask(calls.prefill(model, prompt, messages, tools, options))
+        return await self._ask(calls.prefill(named(model), prompt, messages, tools, options))
 
     async def embed(
-        self, model: str, texts: str | Sequence[str], *, normalize: bool = True, **options: Unpack[RequestOptions]
+        self, model: ModelName, texts: str | Sequence[str], *, normalize: bool = True, **options: Unpack[RequestOptions]
     ) -> Embeddings:
         """Vectors of texts: `.vectors` is float32[n, d]."""
-        return await self._ask(calls.embed(model, texts, normalize, options))
+        return await self._ask(calls.embed(named(model), texts, normalize, options))
 
     async def rerank(
         self,
-        model: str,
+        model: ModelName,
         query: str,
         documents: Sequence[str],
         *,
@@ -469,19 +470,19 @@ class AsyncClient:
         **options: Unpack[RequestOptions],
     ) -> RerankResult:
         """Order documents by how well they answer a query."""
-        return await self._ask(calls.rerank(model, query, documents, top, options))
+        return await self._ask(calls.rerank(named(model), query, documents, top, options))
 
-    async def tokenize(self, model: str, text: str, *, special: bool = True) -> list[int]:
+    async def tokenize(self, model: ModelName, text: str, *, special: bool = True) -> list[int]:
         """A text's token ids; `special` adds those that the vocabulary asks for."""
-        return list((await self._ask(calls.tokenize(model, text, special))).tokens)
+        return list((await self._ask(calls.tokenize(named(model), text, special))).tokens)
 
-    async def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+    async def detokenize(self, model: ModelName, tokens: Sequence[int]) -> str:
         """The text of token ids."""
-        return (await self._ask(calls.detokenize(model, tokens))).text
+        return (await self._ask(calls.detokenize(named(model), tokens))).text
 
     async def render(
         self,
-        model: str,
+        model: ModelName,
         messages: Sequence[Message],
         *,
         tools: Sequence[Message] = (),
@@ -491,7 +492,7 @@ class AsyncClient:
     ) -> RenderResult:
         """What the model would see of a conversation."""
         return await self._ask(
-            calls.render(model, messages, tools, template, template_arguments, add_generation_prompt)
+            calls.render(named(model), messages, tools, template, template_arguments, add_generation_prompt)
         )
 
     # --- models and instances ----------------------------------------------------------------------------------------
@@ -500,9 +501,9 @@ class AsyncClient:
         """The catalog."""
         return list((await self._ask(calls.models())).models)
 
-    async def show(self, model: str) -> ModelShow:
+    async def show(self, model: ModelName) -> ModelShow:
         """One model with what its header says."""
-        return await self._ask(calls.show(model))
+        return await self._ask(calls.show(named(model)))
 
     def pull(
         self, reference: str, *, progress: Callable[[Progress], object] | None = None
@@ -516,7 +517,7 @@ class AsyncClient:
 
     def load(
         self,
-        model: str,
+        model: ModelName,
         *,
         backend: str | None = None,
         context: int | None = None,
@@ -530,7 +531,7 @@ class AsyncClient:
     ) -> AsyncStream[Progress, LoadResult]:
         """Have a model ready: await it, or iterate for progress. `wait` is for the blocking client's signature."""
         params = {
-            "model": model,
+            "model": named(model),
             "backend": backend,
             "context": context,
             "kv_type": kv_type,
@@ -541,9 +542,9 @@ class AsyncClient:
         }
         return self._stream(calls.load(params, progress))
 
-    async def unload(self, model: str | None = None, *, instance: str | None = None) -> UnloadResult:
+    async def unload(self, model: ModelName | None = None, *, instance: str | None = None) -> UnloadResult:
         """End a model's instances, or one by its id."""
-        return await self._ask(calls.unload(model, instance))
+        return await self._ask(calls.unload(named(model), instance))
 
     # --- the daemon --------------------------------------------------------------------------------------------------
 
@@ -551,9 +552,11 @@ class AsyncClient:
         """What is installed, and what of it failed."""
         return list((await self._ask(calls.plugins())).plugins)
 
-    async def why(self, request: str | None = None, *, model: str | None = None, limit: int = 100) -> list[WhyRecord]:
+    async def why(
+        self, request: str | None = None, *, model: ModelName | None = None, limit: int = 100
+    ) -> list[WhyRecord]:
         """The story of a request or a model, or of whatever came last; oldest first."""
-        return list((await self._ask(calls.why(request, model, limit))).records)
+        return list((await self._ask(calls.why(request, named(model), limit))).records)
 
     async def info(self) -> DaemonInfo:
         """Which daemon answers: `.pid .version .endpoint .home`."""

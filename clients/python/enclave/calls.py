@@ -284,20 +284,21 @@ def _call(
         else:
             raise TypeError(f"{name}() does not take the option {option!r}")
     if "priority" in header:
-        header["priority"] = _priority(header["priority"])
+        header["priority"] = priority_of(header["priority"])
     if "stop" in body:
         body["stop"] = tuple(cast("Sequence[str]", body["stop"]))
     if model is not None and not isinstance(cast(object, model), str):
-        raise TypeError(f"{name}(): a model is named by text, not by {type(model).__name__}")
+        raise TypeError(f"{name}(): a model is named by text or a path, not by {type(model).__name__}")
     try:
         return Call(name, model, header, write_body(params(**body)), progress, with_events)
     except LocalProtocolError as error:
         raise error_from(error) from error
 
 
-def _priority(value: object) -> Priority:
+def priority_of(value: object) -> Priority:
+    """The priority of that name; raises BadRequestError, which names the choices."""
     try:
         return Priority(value)
     except ValueError:
         names = ", ".join(Priority)
-        raise BadRequestError(f"priority: expected one of {names}", field="priority") from None
+        raise BadRequestError(f"priority: expected one of {names}, not {value!r}", field="priority") from None

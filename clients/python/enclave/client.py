@@ -33,6 +33,7 @@ from enclave.connecting import (
 )
 from enclave.conversation import Answer, Conversation
 from enclave.exceptions import ConnectionLostError
+from enclave.naming import ModelName, named
 from enclave.protocol.messages import Priority, Progress
 from enclave.protocol.methods import (
     DaemonInfo,
@@ -328,15 +329,15 @@ class Client:
     # --- running a model ---------------------------------------------------------------------------------------------
 
     def generate(
-        self, model: str | None, prompt: Prompt, **options: Unpack[SamplingOptions]
+        self, model: ModelName | None, prompt: Prompt, **options: Unpack[SamplingOptions]
     ) -> Stream[TextChunk, TextResult]:
         """Continue a prompt as it is: no template, BOS as the vocabulary says; token ids are taken unchanged. Without
         a model, the daemon's default one answers."""
-        return self._stream(calls.generate(model, prompt, options))
+        return self._stream(calls.generate(named(model), prompt, options))
 
     def chat(
         self,
-        model: str,
+        model: ModelName,
         messages: Sequence[Message],
         *,
         tools: Sequence[Message] = (),
@@ -344,11 +345,11 @@ class Client:
         **options: Unpack[SamplingOptions],
     ) -> Stream[TextChunk, ChatResult]:
         """Answer a conversation, rendered by the model's template."""
-        return self._stream(calls.chat(model, messages, tools, schema, options))
+        return self._stream(calls.chat(named(model), messages, tools, schema, options))
 
     def infill(
         self,
-        model: str,
+        model: ModelName,
         prefix: str,
         suffix: str = "",
         *,
@@ -356,12 +357,12 @@ class Client:
         **options: Unpack[SamplingOptions],
     ) -> Stream[TextChunk, TextResult]:
         """Fill in the text between two others."""
-        return self._stream(calls.infill(model, prefix, suffix, order, options))
+        return self._stream(calls.infill(named(model), prefix, suffix, order, options))
 
     def prefix(
         self,
         name: str,
-        model: str,
+        model: ModelName,
         *,
         messages: Sequence[Message] = (),
         prompt: Prompt | None = None,
@@ -369,11 +370,11 @@ class Client:
         **options: Unpack[RequestOptions],
     ) -> PrefillResult:
         """Keep a named beginning computed."""
-        return self._ask(calls.prefix(name, model, messages, prompt, tools, options))
+        return self._ask(calls.prefix(name, named(model), messages, prompt, tools, options))
 
     def prefill(
         self,
-        model: str,
+        model: ModelName,
         prompt: Prompt | None = None,
         *,
         messages: Sequence[Message] = (),
@@ -381,17 +382,17 @@ class Client:
         **options: Unpack[RequestOptions],
     ) -> PrefillResult:
         """Compute a prompt now because it will probably be asked for."""
-        return self._ask(calls.prefill(model, prompt, messages, tools, options))
+        return self._ask(calls.prefill(named(model), prompt, messages, tools, options))
 
     def embed(
-        self, model: str, texts: str | Sequence[str], *, normalize: bool = True, **options: Unpack[RequestOptions]
+        self, model: ModelName, texts: str | Sequence[str], *, normalize: bool = True, **options: Unpack[RequestOptions]
     ) -> Embeddings:
         """Vectors of texts: `.vectors` is float32[n, d]."""
-        return self._ask(calls.embed(model, texts, normalize, options))
+        return self._ask(calls.embed(named(model), texts, normalize, options))
 
     def rerank(
         self,
-        model: str,
+        model: ModelName,
         query: str,
         documents: Sequence[str],
         *,
@@ -399,19 +400,19 @@ class Client:
         **options: Unpack[RequestOptions],
     ) -> RerankResult:
         """Order documents by how well they answer a query."""
-        return self._ask(calls.rerank(model, query, documents, top, options))
+        return self._ask(calls.rerank(named(model), query, documents, top, options))
 
-    def tokenize(self, model: str, text: str, *, special: bool = True) -> list[int]:
+    def tokenize(self, model: ModelName, text: str, *, special: bool = True) -> list[int]:
         """A text's token ids; `special` adds those that the vocabulary asks for."""
-        return list(self._ask(calls.tokenize(model, text, special)).tokens)
+        return list(self._ask(calls.tokenize(named(model), text, special)).tokens)
 
-    def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+    def detokenize(self, model: ModelName, tokens: Sequence[int]) -> str:
         """The text of token ids."""
-        return self._ask(calls.detokenize(model, tokens)).text
+        return self._ask(calls.detokenize(named(model), tokens)).text
 
     def render(
         self,
-        model: str,
+        model: ModelName,
         messages: Sequence[Message],
         *,
         tools: Sequence[Message] = (),
@@ -420,7 +421,9 @@ class Client:
         add_generation_prompt: bool = True,
     ) -> RenderResult:
         """What the model would see of a conversation."""
-        return self._ask(calls.render(model, messages, tools, template, template_arguments, add_generation_prompt))
+        return self._ask(
+            calls.render(named(model), messages, tools, template, template_arguments, add_generation_prompt)
+        )
 
     # --- models and instances ----------------------------------------------------------------------------------------
 
@@ -428,9 +431,9 @@ class Client:
         """The catalog."""
         return list(self._ask(calls.models()).models)
 
-    def show(self, model: str) -> ModelShow:
+    def show(self, model: ModelName) -> ModelShow:
         """One model with what its header says."""
-        return self._ask(calls.show(model))
+        return self._ask(calls.show(named(model)))
 
     def pull(
         self, reference: str, *, progress: Callable[[Progress], object] | None = None
@@ -444,7 +447,7 @@ class Client:
 
     def load(
         self,
-        model: str,
+        model: ModelName,
         *,
         backend: str | None = None,
         context: int | None = None,
@@ -458,7 +461,7 @@ class Client:
     ) -> Stream[Progress, LoadResult]:
         """Have a model ready. With `wait` it is when this returns; without, iterate for progress."""
         params = {
-            "model": model,
+            "model": named(model),
             "backend": backend,
             "context": context,
             "kv_type": kv_type,
@@ -473,9 +476,9 @@ class Client:
                 stream.result()
         return stream
 
-    def unload(self, model: str | None = None, *, instance: str | None = None) -> UnloadResult:
+    def unload(self, model: ModelName | None = None, *, instance: str | None = None) -> UnloadResult:
         """End a model's instances, or one by its id."""
-        return self._ask(calls.unload(model, instance))
+        return self._ask(calls.unload(named(model), instance))
 
     # --- the daemon --------------------------------------------------------------------------------------------------
 
@@ -483,9 +486,9 @@ class Client:
         """What is installed, and what of it failed."""
         return list(self._ask(calls.plugins()).plugins)
 
-    def why(self, request: str | None = None, *, model: str | None = None, limit: int = 100) -> list[WhyRecord]:
+    def why(self, request: str | None = None, *, model: ModelName | None = None, limit: int = 100) -> list[WhyRecord]:
         """The story of a request or a model, or of whatever came last; oldest first."""
-        return list(self._ask(calls.why(request, model, limit)).records)
+        return list(self._ask(calls.why(request, named(model), limit)).records)
 
     def info(self) -> DaemonInfo:
         """Which daemon answers: `.pid .version .endpoint .home`."""

@@ -15,9 +15,10 @@ from typing import Any
 
 import zmq
 
+from enclave.calls import priority_of
 from enclave.discovery import running, start_daemon
 from enclave.exceptions import ConnectionLostError, DaemonUnavailableError
-from enclave.paths import places
+from enclave.paths import places, read_state
 from enclave.protocol.messages import Priority
 
 CONNECT_SECONDS = 10.0
@@ -59,8 +60,8 @@ class ClientOptions:
     def make(
         cls, name: str | None, priority: str | Priority, start: bool, endpoint: str | None, timeout: float
     ) -> ClientOptions:
-        """The options with their defaults; raises ValueError for an unknown priority."""
-        return cls(name or Path(sys.argv[0]).name or "python", Priority(priority), start, endpoint, timeout)
+        """The options with their defaults; raises BadRequestError for an unknown priority."""
+        return cls(name or Path(sys.argv[0]).name or "python", priority_of(priority), start, endpoint, timeout)
 
 
 def program() -> str:
@@ -113,8 +114,19 @@ def lost_error() -> ConnectionLostError:
 
 
 def no_welcome(address: str, timeout: float) -> DaemonUnavailableError:
-    """What connecting ends with when nobody answers."""
-    return DaemonUnavailableError(f"no welcome from {address} within {timeout:g} s")
+    """What connecting ends with when somebody listens at the address, and says nothing."""
+    where = places(os.environ)
+    state = read_state(where)
+    if state is None or state.endpoint != address:
+        return DaemonUnavailableError(
+            f"the daemon at {address} does not answer, not within {timeout:g} s",
+            hint="Is it a daemon of Enclave, and not stopped?",
+        )
+    return DaemonUnavailableError(
+        f"the daemon (pid {state.pid}) does not answer, not within {timeout:g} s",
+        hint=f"End it with `kill {state.pid}`, or `kill -KILL {state.pid}` if that does not help; "
+        f"its log is {where.log_file}.",
+    )
 
 
 def no_answer(address: str) -> DaemonUnavailableError:

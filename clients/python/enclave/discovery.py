@@ -118,7 +118,7 @@ def start_daemon(where: Places, environment: Mapping[str, str], timeout: float =
     deadline = time.monotonic() + timeout
     try:
         private_folder(where.run)
-        with _starting(where):
+        with _starting(where, timeout):
             found = running(where)
             if found is not None:
                 return found
@@ -130,17 +130,34 @@ def start_daemon(where: Places, environment: Mapping[str, str], timeout: float =
 
 
 @contextmanager
-def _starting(where: Places) -> Generator[None]:
-    # Ten windows of an editor that open together start one daemon, not ten that race for its lock.
+def _starting(where: Places, timeout: float) -> Generator[None]:
+    # Ten windows of an editor that open together start one daemon, not ten that race for its lock. Who was stopped
+    # while it held this one must not hold the others up: after half of the time they go on without it.
     if sys.platform == "win32":
         yield
         return
+    release = threading.Event()
+    held = threading.Event()
+    threading.Thread(target=_hold, args=(where.starting_file, held, release), daemon=True).start()
+    held.wait(timeout / 2)
+    try:
+        yield
+    finally:
+        release.set()
+
+
+def _hold(path: Path, held: threading.Event, release: threading.Event) -> None:
     import fcntl
 
-    descriptor = os.open(where.starting_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        held.set()  # the daemon's own locks decide
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        held.set()
+        release.wait()
     finally:
         os.close(descriptor)
 
@@ -231,6 +248,8 @@ def _understand(line: bytes, where: Places, log_start_bytes: int) -> Endpoint:
 
 def _reported(error: Mapping[str, object], tail: str) -> EnclaveError:
     code, message, hint = error.get("code"), error.get("message"), error.get("hint")
+    told = [said for said in (message, hint) if isinstance(said, str) and said]
+    tail = "\n".join(row for row in tail.splitlines() if not any(said in row for said in told))
     return error_for(
         code if isinstance(code, str) else "daemon_unavailable",
         message if isinstance(message, str) else "",

@@ -36,7 +36,10 @@ class EnclaveError(Exception):
         row = error_code(code or self.CODE or "internal")
         self.code = row.code
         self.message = message or row.meaning
-        self.hint = row.hint if hint is None else hint
+        if hint is None:
+            # The row's hint speaks of the field that the message names; not every message names one.
+            hint = "" if row.code == "bad_request" and message and field is None else row.hint
+        self.hint = hint
         self.retryable = row.retryable if retryable is None else retryable
         self.retry_after = retry_after
         """Seconds after which trying again makes sense."""

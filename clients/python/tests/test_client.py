@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import zmq
@@ -332,8 +333,29 @@ def test_nobody_at_the_endpoint_is_an_error_that_names_it(where: object, tmp_pat
 
 def test_a_daemon_that_never_welcomes_runs_into_the_timeout(daemon: ScriptedDaemon) -> None:
     daemon.greeting = lambda peer: Pong()
-    with pytest.raises(enclave.DaemonUnavailableError, match="no welcome"):
+    with pytest.raises(enclave.DaemonUnavailableError, match=r"daemon \(pid [0-9]+\) does not answer") as caught:
         Client(start=False, timeout=0.2).info()
+    assert "kill " in caught.value.hint
+    assert "enclaved.log" in caught.value.hint
+
+
+def test_an_unknown_priority_brings_the_choices() -> None:
+    with pytest.raises(enclave.BadRequestError, match="interactive, normal, background, not 'high'"):
+        Client(priority=cast("Any", "high"))
+
+
+def test_a_path_names_a_model_from_the_current_folder(
+    client: Client, daemon: ScriptedDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    client.generate(Path("a.gguf"), "Once").result()
+    with pytest.raises(enclave.UnsupportedError):  # this daemon has no such method, but has seen what it was asked
+        client.load(Path("a.gguf"))
+    generate, load = daemon.seen(Request)
+    assert isinstance(generate, Request)
+    assert isinstance(load, Request)
+    assert generate.model == str(tmp_path / "a.gguf")
+    assert str(tmp_path / "a.gguf").encode() in load.body
 
 
 def test_without_start_no_daemon_is_started(where: object) -> None:

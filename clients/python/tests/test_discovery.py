@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from enclave.discovery import find_daemon, running, start_daemon
-from enclave.exceptions import BackingOffError, DaemonUnavailableError
+from enclave.exceptions import BackingOffError, DaemonUnavailableError, EnclaveError
 from enclave.paths import DaemonState, Places, private_folder, read_state, write_state
 
 PRELUDE = f"""#!{sys.executable}
@@ -102,6 +102,19 @@ def test_an_error_that_the_daemon_reports_is_raised_as_such(
     with pytest.raises(BackingOffError) as caught:
         start_daemon(where, environment | {"ENCLAVE_DAEMON": str(program(body))}, 30)
     assert (caught.value.message, caught.value.hint) == ("not now", "later")
+
+
+def test_the_log_of_a_daemon_that_did_not_start_is_told_without_its_own_words(
+    where: Places, program: Callable[[str], Path], environment: dict[str, str]
+) -> None:
+    error = {"code": "bad_config", "message": "no such setting", "hint": "look"}
+    body = (
+        "print('a remark\\nERROR no such setting\\nhint: look', file=sys.stderr)\n"
+        f"os.write(ready, {json.dumps({'error': error}).encode()!r} + b'\\n')"
+    )
+    with pytest.raises(EnclaveError) as caught:
+        start_daemon(where, environment | {"ENCLAVE_DAEMON": str(program(body))}, 30)
+    assert (caught.value.code, caught.value.detail) == ("bad_config", "a remark")
 
 
 def test_a_daemon_that_dies_leaves_the_tail_of_its_log(

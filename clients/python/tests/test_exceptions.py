@@ -30,6 +30,11 @@ def test_an_error_without_words_takes_those_of_its_row(code: str) -> None:
     assert BY_CODE[code]().code == code
 
 
+def test_a_bad_request_points_at_a_field_only_when_it_names_one() -> None:
+    assert error_for("bad_request", "top_k: too large", field="top_k").hint
+    assert error_for("bad_request", "cannot be written").hint == ""
+
+
 def test_a_code_of_a_newer_daemon_is_kept_under_its_own_name() -> None:
     error = error_for("moon_phase", "wrong moon", retryable=True)
     assert type(error) is EnclaveError

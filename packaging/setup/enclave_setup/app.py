@@ -50,8 +50,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--this-python", action="store_true", help="make .venv anew if it has another Python")
     parser.add_argument("command", nargs="?", choices=("install", "lock"), default="install")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, _interrupt)
         if options.command == "lock":
             make_lock()
         else:
@@ -169,8 +171,16 @@ def _make_environment(this_python: bool) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    _run([sys.executable, "-m", "venv", str(VENV)], os.environ, "The virtual environment could not be made (above).",
-         "Is there room on the disk? Then run make setup again.")  # fmt: skip
+    # Its words are for a failure only: at Ctrl-C they would be a traceback.
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", str(VENV)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    if made.returncode != 0:
+        print(made.stdout.decode(errors="replace"), file=sys.stderr)
+        raise SetupError(
+            "The virtual environment could not be made (above).",
+            "Is there room on the disk? Then run make setup again.",
+        )
 
 
 def _has_python(this_python: bool) -> bool:
@@ -323,7 +333,7 @@ def _install_workspace(projects: Mapping[Path, object], environment: Mapping[str
     )
     sources = [str(ROOT / name) for name in ("enclaved", "clients", "plugins")]
     # A file that doesn't compile is someone's work in progress, and tests say so better.
-    subprocess.run([str(PYTHON), "-m", "compileall", "-qq", *sources], stdout=subprocess.DEVNULL, check=False)
+    _succeeds(str(PYTHON), "-m", "compileall", "-qq", *sources)
 
 
 def _uv(command: str, *arguments: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from enclave_cli.commands.ps import walls
-from enclave_cli.invocation import Invocation, json_option, no_start_option
+from enclave_cli.invocation import COUNT_MAX, Invocation, json_option, no_start_option
 from enclave_cli.output import count, facts, size
 from enclave_cli.progress import sentence
 from enclave_cli.references import reference
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 @click.command("load")
 @click.argument("model")
 @click.option(
-    "--context", type=click.IntRange(min=1), metavar="N", help="Tokens that a prompt and its answer may take."
+    "--context",
+    type=click.IntRange(1, COUNT_MAX),
+    metavar="N",
+    help="Tokens that a prompt and its answer may take.",
 )
 @click.option("--kv-type", metavar="TYPE", help="Type of the key/value cache: f32, f16 or q8_0.")
 @click.option(
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     default=None,
     help="Demand or forbid flash attention; else the backend chooses.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads.")
+@click.option("--threads", type=click.IntRange(1, COUNT_MAX), metavar="N", help="Compute threads.")
 @click.option("--backend", metavar="NAME", help="Only this backend will do; `enclave plugins` lists them.")
 @json_option("Print one JSON document: {instance: {…}, already_loaded: …}.")
 @no_start_option(hidden=True)

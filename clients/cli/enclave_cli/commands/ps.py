@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from enclave_cli.invocation import Invocation, json_option, no_start_option
-from enclave_cli.output import count, duration, size, table
+from enclave_cli.output import LOOSE_COLUMNS_MAX, count, duration, line, shortened, size, table
 
 if TYPE_CHECKING:
     from enclave.protocol.methods import InstanceInfo, WallsInfo
@@ -38,11 +39,12 @@ def command(invocation: Invocation) -> None:
     if invocation.json:
         invocation.print_json({"instances": instances})
     else:
-        invocation.print(text(instances))
+        invocation.print(text(instances, terminal=sys.stdout.isatty()))
 
 
-def text(instances: Sequence[InstanceInfo]) -> str:
-    """The table of instances; a column that says nothing of any of them is left out."""
+def text(instances: Sequence[InstanceInfo], *, terminal: bool = False) -> str:
+    """The table of instances; a column that says nothing of any of them is left out, and on a terminal a long path
+    of a model is shortened."""
     if not instances:
         return NOTHING_LOADED
     headings = (
@@ -53,7 +55,7 @@ def text(instances: Sequence[InstanceInfo]) -> str:
         headings,
         [
             (
-                instance.model,
+                shortened(line(instance.model), LOOSE_COLUMNS_MAX) if terminal else instance.model,
                 state(instance),
                 instance.backend,
                 instance.device or "",
@@ -71,6 +73,7 @@ def text(instances: Sequence[InstanceInfo]) -> str:
             for instance in instances
         ],
         right=("memory", "estimated", "running", "queued", "threads", "context", "up", "pid"),
+        loose=("model",),
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from enclave_cli.errors import CommandError, Problem, problem_of, usage, with_hint
-from enclave_cli.invocation import Decorated, Invocation, Priority, json_option, no_start_option
+from enclave_cli.invocation import COUNT_MAX, Decorated, Invocation, Priority, json_option, no_start_option
 from enclave_cli.output import NOTHING, count, duration, facts, plain_map, rate
 from enclave_cli.prompts import joined, read_piped, read_terminal
 from enclave_cli.references import looks_like_a_prompt, reference
@@ -18,14 +20,13 @@ from enclave_cli.status_line import StatusLine
 
 if TYPE_CHECKING:
     from enclave.calls import SamplingOptions
+    from enclave.protocol.methods import ModelShow
     from enclave_cli.daemon import Answer, Daemon
 
-TEMPLATE_NOTE = (
-    "chat templates are not applied yet: the model gets the prompt as it is, without a role or a conversation "
-    "around it (--raw asks for just that, and silences this)"
-)
+TEMPLATE_NOTE = "the model's chat template is not applied yet (--raw silences this)"
 _NOT_RESOLVED = frozenset({"model_not_found", "bad_reference", "model_unreadable"})
 _SEED_MAX = 2**64 - 1
+_COUNT = click.IntRange(0, COUNT_MAX)
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Wish:
 def sampling_options(function: Decorated) -> Decorated:
     """The options that say how tokens are drawn and when to stop."""
     options = (
-        click.option("--max-tokens", "-n", type=click.IntRange(min=0), metavar="N", help="Tokens of answer at most."),
+        click.option("--max-tokens", "-n", type=_COUNT, metavar="N", help="Tokens of answer at most."),
         click.option(
             "--temperature", "-t", type=click.FloatRange(min=0), metavar="F", help="0 takes the likeliest token always."
         ),
         click.option(
             "--seed", type=click.IntRange(0, _SEED_MAX), metavar="N", help="The same seed draws the same answer."
         ),
-        click.option("--top-k", type=click.IntRange(min=0), metavar="N", help="Draw from the N likeliest; 0 is off."),
+        click.option("--top-k", type=_COUNT, metavar="N", help="Draw from the N likeliest; 0 is off."),
         click.option(
             "--top-p",
             type=click.FloatRange(0, 1),
@@ -76,7 +77,7 @@ def sampling_options(function: Decorated) -> Decorated:
 @click.option("--raw", is_flag=True, help="Apply no chat template.")
 @sampling_options
 @click.option("--backend", metavar="NAME", help="Only this backend will do; `enclave plugins` lists them.")
-@click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens of context wished for.")
+@click.option("--context", type=click.IntRange(1, COUNT_MAX), metavar="N", help="Tokens of context wished for.")
 @click.option(
     "--priority",
     type=click.Choice(["interactive", "normal", "background"]),
@@ -134,42 +135,52 @@ def command(
         verbose=verbose,
         priority=priority or ("interactive" if sys.stdout.isatty() else "normal"),
     )
+    if model is not None:
+        reference(model)  # refused before the daemon is started for it
     text = joined(prompt, read_piped(invocation.note))
+    if text == "":
+        raise usage("the prompt is empty", _call_for(model))
     asks = text is None and _is_terminal()
     if asks and (invocation.json or not sys.stdout.isatty()):
         invocation.note("type the prompt, Ctrl-D ends it")
         text, asks = read_terminal().removesuffix("\n") or None, False
     if text is None and not asks:
-        raise usage(
-            "there is no prompt",
-            f"a single argument is the MODEL: enclave run MODEL {_quoted(model)}"
-            if model
-            else 'enclave run MODEL "Once upon a time"',
-        )
+        raise usage("there is no prompt", _call_for(model))
     with invocation.client(wish.priority) as client:
         try:
             if text is not None:
                 _run_once(invocation, client, _chosen(client, model), text, wish)
             else:
-                _ask(invocation, client, _checked(client, model), wish)
+                _ask(invocation, client, _chosen(client, model), wish)
         except Exception as error:
             raise _helped(error, model, prompt) from error
 
 
 def _run_once(invocation: Invocation, client: Daemon, model: str, prompt: str, wish: Wish) -> None:
-    _say_about_templates(invocation, wish)
     answer(invocation, client, model, prompt, wish)
+    if _tells_of_templates(invocation, wish):
+        from enclave.exceptions import EnclaveError
+
+        # Asked for afterwards, so that the answer doesn't wait for it; and whether it works is not the answer's matter.
+        with suppress(EnclaveError):
+            _tell_of_template(invocation, client.show(model))
 
 
 def _ask(invocation: Invocation, client: Daemon, model: str, wish: Wish) -> None:
     from enclave_cli.prompt_loop import prompt_loop
 
-    _say_about_templates(invocation, wish)
+    shown = client.show(model)  # so that a model which is not there is told before a person starts to type
+    if _tells_of_templates(invocation, wish):
+        _tell_of_template(invocation, shown)
     prompt_loop(lambda prompt: answer(invocation, client, model, prompt, wish))
 
 
-def _say_about_templates(invocation: Invocation, wish: Wish) -> None:
-    if not wish.raw and (wish.verbose or sys.stderr.isatty()):
+def _tells_of_templates(invocation: Invocation, wish: Wish) -> bool:
+    return not wish.raw and not invocation.json and sys.stderr.isatty()
+
+
+def _tell_of_template(invocation: Invocation, shown: ModelShow) -> None:
+    if shown.header is not None and shown.header.template:
         invocation.note(TEMPLATE_NOTE)
 
 
@@ -242,7 +253,7 @@ def receipt_text(result: Answer, receipt: dict[str, Any]) -> str:
 
 
 def _chosen(client: Daemon, model: str | None) -> str:
-    if model:
+    if model is not None:
         return reference(model)
     for entry in client.models():
         if entry.default:
@@ -254,11 +265,13 @@ def _chosen(client: Daemon, model: str | None) -> str:
     )
 
 
-def _checked(client: Daemon, model: str | None) -> str:
-    """The reference, known to mean a model: before a person starts to type at `>>>`."""
-    chosen = _chosen(client, model)
-    client.show(chosen)
-    return chosen
+def _call_for(model: str | None) -> str:
+    """The hint to a run without a prompt."""
+    if model is None:
+        return 'enclave run MODEL "Once upon a time"'
+    if looks_like_a_prompt(model):
+        return f"a single argument is the MODEL: enclave run MODEL {_quoted(model)}"
+    return f'enclave run {shlex.quote(model)} "PROMPT"'
 
 
 def _helped(error: Exception, model: str | None, prompt: str | None) -> Exception:

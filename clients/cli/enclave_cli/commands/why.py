@@ -19,32 +19,40 @@ if TYPE_CHECKING:
 
 NOTHING_TOLD = "Nothing is on record{about}. The record keeps the last few thousand events, and starts with the daemon."
 
+RECORDS_MAX = 10_000
+"""The most that the protocol tells at once."""
+
 _REQUEST = re.compile(r"[^/\s]+/[0-9]+")
 """A request as the daemon prints it: session/number."""
 
+_EVENT = re.compile(r"#?[0-9]{1,18}")
+
 
 @click.command("why")
-@click.argument("about", required=False, metavar="[REQUEST|MODEL]")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=40, show_default=True, help="Events at most.")
+@click.argument("about", required=False, metavar="[REQUEST|MODEL|NUMBER]")
+@click.option("--limit", type=click.IntRange(1, RECORDS_MAX), default=40, show_default=True, help="Events at most.")
 @json_option("Print one JSON document: {records: […]}.")
 @no_start_option(hidden=True)
 @click.pass_obj
 def command(invocation: Invocation, about: str | None, limit: int) -> None:
     """Tell why a request waited or a model was loaded or unloaded.
 
-    Without an argument, what happened last; with a REQUEST (`session/number`, as the events name it)
-    or a MODEL, what concerns that. One line an event, the newest last; BECAUSE names the event that led to it. There
-    are no prompts and no answers in it, only their lengths.
+    Without an argument, what happened last; with a REQUEST (`session/number`, as the events name it) or a MODEL, what
+    concerns that; with the NUMBER of an event, that event, what led to it and what it led to. One line an event, the
+    newest last; BECAUSE names the event that led to it. There are no prompts and no answers in it, only their lengths.
 
     \b
     Examples:
       enclave why
       enclave why tiny --limit 10
       enclave why c6/1
+      enclave why 17
     """
     with invocation.client() as client:
         if about is None:
             records = client.why(None, model=None, limit=limit)
+        elif (number := event_number(about)) is not None:
+            records = around(client.why(None, model=None, limit=RECORDS_MAX), number)[-limit:]
         elif is_request(about):
             records = client.why(about, model=None, limit=limit)
         else:
@@ -58,6 +66,23 @@ def command(invocation: Invocation, about: str | None, limit: int) -> None:
 def is_request(about: str, exists: Callable[[str], bool] = os.path.exists) -> bool:
     """Whether it is a request's id and no model: a file of that name wins."""
     return _REQUEST.fullmatch(about) is not None and not exists(about)
+
+
+def event_number(about: str, exists: Callable[[str], bool] = os.path.exists) -> int | None:
+    """The number of an event, as `17` or `#17`; None for everything else. A file of that name wins."""
+    return int(about.removeprefix("#")) if _EVENT.fullmatch(about) and not exists(about) else None
+
+
+def around(records: Sequence[WhyRecord], number: int) -> list[WhyRecord]:
+    """The record of that number with the chain of those that led to it, and those that it led to itself, in the
+    order of the records."""
+    by_number = {record.number: record for record in records}
+    wanted = set[int]()
+    following: int | None = number
+    while following in by_number and following not in wanted:
+        wanted.add(following)
+        following = by_number[following].cause
+    return [record for record in records if record.number in wanted or record.cause == number]
 
 
 def text(records: Sequence[WhyRecord], about: str | None = None, zone: tzinfo | None = None) -> str:
