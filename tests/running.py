@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 import enclave
+from enclave.paths import places
 
 BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -147,3 +148,12 @@ def run_enclave(
         timeout=120,
         check=False,
     )
+
+
+def end_daemon_of(home: Path) -> None:
+    """Ends a daemon that a client started, and waits for its process."""
+    state = json.loads(places({"ENCLAVE_HOME": str(home)}).state_file.read_text())
+    process = psutil.Process(state["pid"])
+    family = [process.pid, *(child.pid for child in process.children(recursive=True))]
+    process.send_signal(signal.SIGTERM)
+    assert wait_ended(family, END_SECONDS) == []

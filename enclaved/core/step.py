@@ -37,7 +37,7 @@ from enclaved.core.placement import suits
 from enclaved.core.reasons import Reason, Why
 from enclaved.core.state import Deaths, Instance, Phase, Request, State, Wanted
 
-_UNCLEAN = {Why.WORKER_DIED, Why.TIMED_OUT}
+_UNCLEAN = {Why.WORKER_DIED, Why.DIED_LOADING, Why.TIMED_OUT}
 """Ends that count as a death: the same will probably happen again at once."""
 
 
@@ -143,7 +143,12 @@ def _instance_ready(state: State, event: InstanceReady, now: float) -> list[Acti
     instance.sequences = max(1, event.sequences)
     instance.context = event.context
     instance.used_at = now
-    return []
+    capacity = state.devices[instance.need.device].capacity_bytes
+    if event.bytes_measured <= capacity:
+        return []
+    instance.leave(event.cause)
+    numbers = {"needed_bytes": event.bytes_measured, "limit_bytes": capacity, "context": instance.need.context}
+    return _end_waiting(state, instance.need.model, event.cause, Reason(Why.TOOK_TOO_MUCH, numbers))
 
 
 def _instance_gone(state: State, event: InstanceGone, now: float) -> list[Action]:

@@ -32,6 +32,7 @@ from enclaved.daemon.hardware import CpuSettings, MemorySettings, memory_limit_b
 from enclaved.daemon.methods import Identity, Methods
 from enclaved.daemon.models import Models
 from enclaved.daemon.needs import InstanceSettings
+from enclaved.daemon.refusal import RefusalError
 from enclaved.daemon.startup import HomeLock, ReadyPipe, remove_socket_folder
 from enclaved.daemon.supervisor import Supervisor, WorkerSettings
 from enclaved.plugin.hookspecs import SourceContext
@@ -90,8 +91,10 @@ class Daemon:
                 sessions=lambda: broker.sessions,
                 stop=stopping.set,
             )
-            broker.bind(self.endpoint, pid=os.getpid(), uid=os.getuid() if hasattr(os, "getuid") else None)
-            running = [tasks.create_task(conductor.run()), tasks.create_task(broker.serve())]
+            uid = os.getuid() if hasattr(os, "getuid") else None
+            broker.bind(self.endpoint, pid=os.getpid(), uid=uid)
+            tasks.create_task(conductor.run())
+            tasks.create_task(broker.serve())
             write_state(
                 self.places,
                 DaemonState(os.getpid(), __version__, PROTOCOL_VERSION, self.endpoint, started, _executable()),
@@ -107,11 +110,13 @@ class Daemon:
             logger.info("ending")
             conductor.post(ShutdownAsked("shutdown"))
             with suppress(TimeoutError):
-                async with asyncio.timeout(2 * workers.stop_seconds_max):
+                async with asyncio.timeout(workers.stop_seconds_max):
                     await conductor.wait_quiet()
+            broker.end_calls(RefusalError("shutting_down", "The daemon is about to end."))
             await supervisor.close()
             self.places.state_file.unlink(missing_ok=True)
-            for task in running:
+            # Whatever still waits, such as for a disk that does not answer, waits for nobody any more.
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
         broker.close()
         context.term()

@@ -27,9 +27,9 @@ class ConfigError(Exception):
         self.hint = hint
 
 
-def setting(default: Any, help_text: str, *, minimum: float | None = None) -> Any:
-    """A field of a settings dataclass: its default, a sentence for a person, and the least value of a number."""
-    return field(default=default, metadata={"help": help_text, "minimum": minimum})
+def setting(default: Any, help_text: str, *, minimum: float | None = None, maximum: float = 2**50) -> Any:
+    """A field of a settings dataclass: its default, a sentence for a person, and the bounds of a number."""
+    return field(default=default, metadata={"help": help_text, "minimum": minimum, "maximum": maximum})
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def load_config(text: str, environment: Mapping[str, str], declared: Mapping[str
         beside = () if name else _first_parts(declared)
         tables[name] = _read_table(name, kind, own, environment, where, beside)
     _refuse_unknown_tables(values, declared, where)
+    _refuse_unknown_variables(environment, declared)
     return Config(MappingProxyType(tables))
 
 
@@ -106,6 +107,15 @@ def _refuse_unknown_tables(values: Mapping[str, Any], declared: Mapping[str, typ
             )
 
 
+def _refuse_unknown_variables(environment: Mapping[str, str], declared: Mapping[str, type]) -> None:
+    """Refuses a variable that begins like those of a table and is none of them."""
+    known = [variable for _, variable, _, _ in describe(declared)]
+    prefixes = tuple(f"{_variable(table, '')}" for table in declared if table)
+    for name in environment:
+        if name.startswith(prefixes) and name not in known:
+            raise ConfigError(f"the environment variable {name} is no setting", _nearest(name, known, "variables"))
+
+
 def _read_table(
     name: str,
     kind: type[T],
@@ -127,7 +137,7 @@ def _read_table(
         )
     for key in slots:
         variable = _variable(name, key)
-        if variable in environment:
+        if environment.get(variable):
             checked = _checked(hints[key], _from_text(hints[key], environment[variable]), variable)
             values[key] = _bounded(slots[key], checked, variable)
     try:
@@ -140,6 +150,9 @@ def _bounded(slot: Field[Any], value: Any, where: str) -> Any:
     minimum: float | None = slot.metadata.get("minimum")
     if minimum is not None and value is not None and not value >= minimum:  # true for a NaN too
         raise ConfigError(f"{where} is {value!r}", f"It must be at least {minimum:g}.")
+    maximum: float | None = slot.metadata.get("maximum")
+    if maximum is not None and isinstance(value, (int, float)) and value > maximum:
+        raise ConfigError(f"{where} is {value!r}", f"It must be at most {maximum:,.0f}.")
     return value
 
 

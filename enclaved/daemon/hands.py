@@ -296,7 +296,7 @@ class WorkerHands:
             pid=child.pid if child is not None else None,
             memory=MemoryInfo(
                 estimated_bytes=need.bytes_estimated,
-                measured_bytes=memory.total_bytes if memory is not None else None,
+                measured_bytes=live.known.backend.process_bytes + memory.total_bytes if memory is not None else None,
                 weights=memory.weights_bytes + memory.other_bytes if memory is not None else None,
                 kv=memory.kv_bytes if memory is not None else None,
                 compute=memory.compute_bytes if memory is not None else None,
@@ -342,18 +342,22 @@ class WorkerHands:
         except RefusalError as refusal:
             return Reason(Why.LOAD_FAILED, detail=refusal.message)
         except WorkerDiedError as died:
-            return Reason(Why.UNLOADED) if live.unwanted else _death(died.message, died.tail)
+            if live.unwanted:
+                return Reason(Why.UNLOADED)
+            return Reason(Why.DIED_LOADING, detail=_words(died.message, died.tail))
         except TimeoutError:
             return Reason(Why.TIMED_OUT)
         except ValueError as error:
             return Reason(Why.LOAD_FAILED, detail=f"the backend's report makes no sense: {error}")
         live.ready_at = self._clock.monotonic()
         load = live.load
+        held_bytes = live.known.backend.process_bytes + live.memory.total_bytes
+        self._models.measured(load.need, held_bytes)
         self._post(
             InstanceReady(
                 load.cause,
                 load.instance,
-                live.memory.total_bytes,
+                held_bytes,
                 # A worker may do with less than it was granted, never with more.
                 max(1, min(capabilities.sequences, load.need.sequences)),
                 max(1, min(capabilities.context, load.need.context)),
@@ -487,7 +491,7 @@ def _worker_refusal(failed: Failed, live: Live) -> RefusalError:
             hint = f"Shorten the prompt, or ask for more context (--context), up to {trained:,}."
     return RefusalError(
         failed.code if failed.code in ERROR_CODES and failed.code not in CODES_OF_OURS else "internal",
-        failed.message,
+        f"{live.known.entry.name}: {failed.message}" if failed.code == "internal" else failed.message,
         hint=hint,
         numbers=dict(list(numbers.items())[:NUMBERS_MAX]),
         detail=failed.body.decode("utf-8", "replace"),

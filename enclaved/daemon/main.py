@@ -6,7 +6,11 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import zmq
 
@@ -22,6 +26,7 @@ from enclaved.daemon.startup import (
     HomeLock,
     ReadyPipe,
     make_data_folder,
+    raise_descriptor_limit,
     ready_pipe,
     remove_stale_socket,
 )
@@ -29,6 +34,8 @@ from enclaved.daemon.supervisor import WorkerSettings
 from enclaved.plugin.manager import Plugins, load_plugins
 from enclaved.sandbox.lookers import shut_lookers_out
 
+THREAD_NAME = "enclaved-wait"
+THREADS_SECONDS_MAX = 1.0
 EXIT_FAILED = 1
 EXIT_ALREADY_RUNNING = 3
 TABLES: Mapping[str, type] = {
@@ -62,6 +69,7 @@ def _start(options: argparse.Namespace, ready: ReadyPipe) -> int:
     where = places(environment)
     try:
         shut_lookers_out()
+        raise_descriptor_limit()
         lock = HomeLock(where)
         plugins = load_plugins(options.only.split(",") if options.only else None, environment=environment)
         config = read_config(where, plugins, environment)
@@ -84,7 +92,7 @@ def _start(options: argparse.Namespace, ready: ReadyPipe) -> int:
     open_log(config.table("log", LogSettings))
     failed = False
     try:
-        asyncio.run(Daemon(where, config, plugins, environment, endpoint).run(lock, ready))
+        _run(Daemon(where, config, plugins, environment, endpoint).run(lock, ready))
     except* (OSError, zmq.ZMQError) as group:
         # Such as an address that cannot be bound, or a disk that is full.
         failed = True
@@ -92,6 +100,22 @@ def _start(options: argparse.Namespace, ready: ReadyPipe) -> int:
         print(f"enclaved: {reason}", file=sys.stderr)
         ready.failed("daemon_unavailable", reason)
     return EXIT_FAILED if failed else 0
+
+
+def _run(life: Coroutine[Any, Any, None]) -> None:
+    """Like asyncio.run, but waits for no thread that a disk or a plugin holds."""
+    threads = ThreadPoolExecutor(thread_name_prefix=THREAD_NAME)
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_default_executor(threads)
+        runner.run(life)
+        threads.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + THREADS_SECONDS_MAX
+        ours = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+        for thread in ours:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in ours):
+            print("enclaved: ended although a file system or a plugin does not answer", file=sys.stderr, flush=True)
+            os._exit(0)
 
 
 def read_config(where: Places, plugins: Plugins, environment: Mapping[str, str]) -> Config:

@@ -52,6 +52,7 @@ class Models:
         self._device = device
         self._cores = cores
         self._known: dict[ModelKey, KnownModel] = {}
+        self._measured: dict[tuple[ModelKey, int, int, str], int] = {}
         self._replaced = 0
         """Files that were found replaced so far."""
 
@@ -106,7 +107,14 @@ class Models:
         placement = placement_for(header, wish, self._settings, self._device, self._cores)
         need = need_of(key, entry.name, backend, header, placement)
         self._known[key] = KnownModel(key, entry, backend, header, identity)
-        return need
+        measured_bytes = self._measured.get(_measurable(need), 0)
+        return replace(need, bytes_estimated=max(need.bytes_estimated, measured_bytes))
+
+    def measured(self, need: Need, size_bytes: int) -> None:
+        """Remembers what an instance turned out to hold: the next one of the same settings is booked for as much."""
+        self._measured[_measurable(need)] = size_bytes
+        while len(self._measured) > KNOWN_MAX:
+            del self._measured[next(iter(self._measured))]
 
     def _key(self, entry: ModelEntry, backend: Backend, identity: FileIdentity | None) -> ModelKey:
         """A file that was replaced under its name is another model: requests for it need another instance."""
@@ -140,3 +148,8 @@ class Models:
                 os.close(descriptor)
             raise
         return files
+
+
+def _measurable(need: Need) -> tuple[ModelKey, int, int, str]:
+    """What an instance's memory depends on."""
+    return need.model, need.context, need.sequences, need.kv_type

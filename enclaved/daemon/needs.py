@@ -27,9 +27,9 @@ class InstanceSettings:
     """The table `[instances]`: what an instance gets when the request does not say."""
 
     context: int = setting(
-        4096, "Tokens of context for each sequence, if the model was trained for so many.", minimum=1
+        4096, "Tokens of context for each sequence, if the model was trained for so many.", minimum=1, maximum=2**31 - 1
     )
-    sequences: int = setting(4, "Requests that run at once on one instance.", minimum=1)
+    sequences: int = setting(4, "Requests that run at once on one instance.", minimum=1, maximum=65_536)
     kv_type: Literal["f32", "f16", "q8_0"] = setting("f16", "The type of the key/value cache.")
 
 
@@ -59,7 +59,14 @@ def backends_of(entry: ModelEntry, backends: Mapping[str, Backend]) -> list[str]
     """The names of the installed backends that may run a model, by its entry or its first file's name."""
     if entry.backends:
         return [name for name in entry.backends if name in backends]
-    return [name for name, backend in backends.items() if entry.files and backend.recognises(entry.files[0].name)]
+    return [name for name, backend in backends.items() if entry.files and _recognises(backend, entry.files[0].name)]
+
+
+def _recognises(backend: Backend, file_name: str) -> bool:
+    try:
+        return backend.recognises(file_name)
+    except Exception:  # noqa: BLE001 - a plugin's defect; the other backends' models can be run all the same
+        return False
 
 
 def threads_useful(header: ModelHeader) -> int:
@@ -121,6 +128,6 @@ def need_of(model: ModelKey, name: str, backend: Backend, header: ModelHeader, p
         sequences=placement.sequences,
         kv_type=placement.kv_type,
         flash_attention=placement.flash_attention,
-        bytes_estimated=bytes_estimated,
+        bytes_estimated=backend.process_bytes + bytes_estimated,
         threads_max=placement.threads,
     )

@@ -9,11 +9,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from enclave.paths import PathError, Places, private_folder, read_state, socket_path
+
+DESCRIPTORS_MAX = 65_536
+STARTING_SECONDS_MAX = 20.0
+"""A start takes a quarter of a second; a daemon that was stopped in the middle of one must not hold others up."""
 
 
 class AlreadyRunningError(Exception):
@@ -37,7 +43,10 @@ class HomeLock:
         Raises AlreadyRunningError (its endpoint can be used by then), PathError, OSError.
         """
         private_folder(places.run)
-        self._starting = _lock(places.run / "ready.lock", wait=True)
+        starting = _lock_within(places.run / "ready.lock", STARTING_SECONDS_MAX)
+        if starting is None:
+            raise AlreadyRunningError(places)
+        self._starting = starting
         try:
             self._life = _lock(places.lock_file, wait=False)
         except BlockingIOError:
@@ -47,6 +56,28 @@ class HomeLock:
     def is_ready(self) -> None:
         """Clients can connect from now on: lets whoever waits for this start go on."""
         os.close(self._starting)
+
+
+def _lock_within(path: Path, seconds: float) -> int | None:
+    """The descriptor of the lock, once it is free; None when it is not within so many seconds."""
+    taken: SimpleQueue[int | OSError] = SimpleQueue()
+
+    def take() -> None:
+        try:
+            taken.put(_lock(path, wait=True))
+        except OSError as error:
+            taken.put(error)
+
+    with suppress(BlockingIOError):
+        return _lock(path, wait=False)
+    threading.Thread(target=take, daemon=True).start()
+    try:
+        found = taken.get(timeout=seconds)
+    except Empty:
+        return None
+    if isinstance(found, OSError):
+        raise found
+    return found
 
 
 def _lock(path: Path, *, wait: bool) -> int:
@@ -75,6 +106,20 @@ def ready_pipe(descriptor: int | None) -> Generator[ReadyPipe, None, None]:
         yield pipe
     finally:
         pipe.close()
+
+
+def raise_descriptor_limit() -> None:
+    """As many open files as this user may have: each connection and each child takes some."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def make_data_folder(path: Path) -> None:

@@ -36,6 +36,8 @@ class Backend(ABC):
     It raises `HeaderError` for whatever is no model of this backend."""
     preload: tuple[str, ...] = ()
     """Modules that a spare worker imports while it waits for a model."""
+    process_bytes: int = 16 * 2**20
+    """What a worker with the preloaded modules holds before it has a model."""
     packages: tuple[str, ...] = ()
     """Top-level packages of this plugin, so that the sandbox can grant reading them where they are not installed in
     the interpreter's own folders."""

@@ -74,7 +74,9 @@ def test_a_model_that_kills_its_worker_again_and_again_is_backed_off(daemon: Run
 def test_a_worker_that_dies_while_it_loads_says_so(daemon: RunningDaemon) -> None:
     with daemon.client() as client, pytest.raises(enclave.EnclaveError) as error:
         client.generate("fake:bad?crash_at_load=true", "x").result()
-    assert error.value.code == "worker_died"
+    assert error.value.code == "load_failed"
+    assert not error.value.retryable
+    assert "SIGKILL" in (error.value.detail or "")
 
 
 def test_a_request_that_never_answers_can_be_cancelled(daemon: RunningDaemon) -> None:

@@ -199,7 +199,7 @@ def test_no_module_is_dead() -> None:
         "enclaved.__main__",
         "enclaved.daemon.main",
         "enclaved.worker.main",
-        "enclave_cli.main",
+        "enclave_cli.entry",
         "enclaved.core.invariants",
         "enclaved.testing",
         *(f"{plugin}.plugin" for plugin in PLUGINS),

@@ -9,22 +9,20 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 import enclave
 from enclave.paths import places
 from tests.conftest import StartDaemon
-from tests.running import BIN, END_SECONDS, RunningDaemon, daemon_environment, read_line, run_enclave, wait_ended
-
-
-def end_daemon_of(home: Path) -> None:
-    """Ends a daemon that a client started, and waits for its process."""
-    state = json.loads(places({"ENCLAVE_HOME": str(home)}).state_file.read_text())
-    process = psutil.Process(state["pid"])
-    family = [process.pid, *(child.pid for child in process.children(recursive=True))]
-    process.send_signal(signal.SIGTERM)
-    assert wait_ended(family, END_SECONDS) == []
+from tests.running import (
+    BIN,
+    END_SECONDS,
+    RunningDaemon,
+    daemon_environment,
+    end_daemon_of,
+    read_line,
+    run_enclave,
+)
 
 
 def counted_one(home: Path) -> bool:

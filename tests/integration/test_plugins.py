@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import enclave
 from tests.conftest import StartDaemon
 from tests.running import RunningDaemon, run_enclave
 
@@ -73,3 +75,47 @@ def test_the_command_line_shows_them(with_strangers: RunningDaemon) -> None:
 def test_only_the_named_plugins_are_loaded(start_daemon: StartDaemon) -> None:
     with start_daemon({"ENCLAVE_PLUGINS": "fake"}).client() as client:
         assert [line.name for line in client.plugins()] == ["fake"]
+
+
+STUCK_SOURCE = """
+import time
+from enclaved.plugin.hookspecs import Source, hookimpl
+
+ENCLAVE_API_VERSION = 1
+
+class Stuck(Source):
+    name = "stuck"
+
+    def models(self, context):
+        time.sleep(1000)
+        return []
+
+    def resolve(self, reference, context):
+        raise RuntimeError("this source is broken")
+
+@hookimpl
+def enclave_sources():
+    return [Stuck()]
+"""
+
+
+@pytest.fixture
+def with_a_stuck_source(tmp_path: Path, start_daemon: StartDaemon) -> RunningDaemon:
+    """A daemon with a source that never answers for its models, and fails at each reference."""
+    install(tmp_path / "site", "astuck", STUCK_SOURCE)
+    return start_daemon({"PYTHONPATH": str(tmp_path / "site")})
+
+
+def test_a_source_that_fails_does_not_hide_the_others(with_a_stuck_source: RunningDaemon) -> None:
+    with with_a_stuck_source.client() as client:
+        assert client.generate("fake:a", "x", max_tokens=1).result().text
+
+
+def test_a_source_that_never_answers_does_not_keep_the_daemon_from_ending(with_a_stuck_source: RunningDaemon) -> None:
+    daemon = with_a_stuck_source
+    with daemon.client() as client, ThreadPoolExecutor(1) as pool:
+        listing = pool.submit(client.models)
+        assert daemon.terminate() == 0
+        with pytest.raises(enclave.EnclaveError) as error:
+            listing.result()
+        assert error.value.code in ("shutting_down", "connection_lost")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -53,3 +55,12 @@ def test_never_means_never(start_daemon: StartDaemon) -> None:
     with daemon.client() as client:
         client.load("fake:a")
         assert workers(daemon) == {client.instances()[0].pid}
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_spare_that_died_or_hangs_is_replaced_without_a_word(daemon: RunningDaemon, signal_number: int) -> None:
+    with daemon.client() as client:
+        client.load("fake:a")
+        (spare,) = workers(daemon) - {client.instances()[0].pid}
+        os.kill(spare, signal_number)
+        assert client.generate("fake:b", "x", max_tokens=1).result().text

@@ -41,6 +41,9 @@ from enclaved.daemon.refusal import RefusalError
 
 FRAME_BYTES_MAX = 96 * 1024 * 1024
 """Above the largest frame a session may send (an attachment); libzmq drops the connection of a larger one."""
+HANDSHAKE_MS = 5000
+"""A connection that has not said by then which protocol it speaks is closed; each holds a descriptor, and libzmq ends
+the process when none is left."""
 HEARTBEAT_MS = 2000
 PROOF_SECONDS = 1.0
 LINGER_MS = 1000
@@ -72,12 +75,14 @@ class Broker:
         self._connections: dict[bytes, _Connection] = {}
         self._clients_met = 0
         self._pid = 0
+        self._own_ids_met = False
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # Nothing may be dropped at a mark: what a session may have under way is bounded by its credit.
         socket.setsockopt(zmq.SNDHWM, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
         socket.setsockopt(zmq.LINGER, LINGER_MS)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * HEARTBEAT_MS)
@@ -109,6 +114,12 @@ class Broker:
             self._socket.disable_monitor()
             monitor.close(0)
 
+    def end_calls(self, refusal: RefusalError) -> None:
+        """Tells every client what became of its calls that have not ended."""
+        for connection in list(self._connections.values()):
+            for call in list(connection.calls.values()):
+                call.error(refusal)
+
     def close(self) -> None:
         """Closes the socket; what was answered still leaves, for LINGER_MS."""
         self._socket.close()
@@ -131,7 +142,9 @@ class Broker:
         routing_id = frames[0].bytes
         if len(routing_id) != 5 or routing_id[0] != 0:
             # Only ids that libzmq itself gave out: a chosen one could pretend to be another client's.
-            logger.warning("a peer with a routing id of its own choice was ignored")
+            if not self._own_ids_met:
+                self._own_ids_met = True
+                logger.warning("a peer with a routing id of its own choice is ignored; later ones are without a word")
             return
         connection = self._connections.get(routing_id)
         if connection is None:

@@ -39,6 +39,16 @@ REASONS: Mapping[Why, Row] = {
         "`enclave ps --json` tells which walls stand; the log has the details.",
     ),
     Why.WORKER_DIED: Row("worker_died", "The process that ran the model ended."),
+    Why.DIED_LOADING: Row(
+        "load_failed",
+        "The process that was loading the model ended.",
+        "The file is probably damaged or hostile; the detail holds the process's last words.",
+    ),
+    Why.TOOK_TOO_MUCH: Row(
+        "out_of_memory",
+        "Once loaded, the model held {needed} with a context of {context}, and models may take {limit} in all.",
+        "Ask for a smaller context, choose a smaller model, or raise memory.limit_bytes in the configuration.",
+    ),
     Why.BACKING_OFF: Row("backing_off", "The model's worker died {deaths} times in a row; the daemon waits a moment."),
     Why.UNLOADED: Row("cancelled", "The model was unloaded while the request waited for it."),
     Why.SHUTTING_DOWN: Row("shutting_down", "The daemon is about to end."),

@@ -53,6 +53,7 @@ class Catalog:
         wanted = self._without_alias(reference or self._default_model)
         if looks_like_a_path(wanted):
             return _entry_of_path(wanted)
+        failed: list[str] = []
         for source, context in self._sources:
             try:
                 entry = await asyncio.to_thread(source.resolve, wanted, context)
@@ -60,11 +61,14 @@ class Catalog:
                 raise RefusalError("model_not_found", str(error.args[0] if error.args else error)) from error
             except OSError as error:
                 raise RefusalError("model_unreadable", f"{wanted}: {error.strerror or error}") from error
-            except Exception as error:
+            except Exception:
                 logger.exception("the source %s failed", source.name)
-                raise RefusalError("model_not_found", f"the source {source.name} failed to look up {wanted}") from error
+                failed.append(source.name)
+                continue
             if entry is not None:
                 return entry
+        if failed:
+            raise RefusalError("model_not_found", f"there is no model {wanted!r}; {', '.join(failed)} failed to look")
         raise await self._not_found(wanted)
 
     async def models(self) -> list[ModelEntry]:

@@ -13,7 +13,7 @@ from enclaved.daemon.supervisor.channel import Channel
 from enclaved.daemon.supervisor.launcher import Launched
 from enclaved.link import LINK_VERSION
 from enclaved.link.framing import LinkError
-from enclaved.link.messages import FromChild, Hello, ToChild
+from enclaved.link.messages import FromChild, Hello, Ping, Pong, ToChild
 from enclaved.sandbox.status import objections, read_walls_of
 
 TAIL_BYTES_MAX = 4096
@@ -50,6 +50,7 @@ class Child:
         self._greeted: asyncio.Future[Hello] = loop.create_future()
         self._exited: asyncio.Future[ChildEndedError] = loop.create_future()
         self._broke: LinkError | None = None
+        self._ponged: asyncio.Future[None] | None = None
         self._closing: asyncio.TimerHandle | None = None
         self.on_message: Callable[[FromChild], None] = lambda _: None
         self.on_exit: Callable[[ChildEndedError], None] = lambda _: None
@@ -109,6 +110,13 @@ class Child:
             self.kill()
             raise WallsMissingError("; ".join(problems))
 
+    async def answers(self, seconds: float) -> bool:
+        """Whether the child's control channel is alive: it answers a ping within `seconds`."""
+        self._ponged = self._loop.create_future()
+        self.send(Ping(1))
+        done, _ = await asyncio.wait([self._ponged, self._exited], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return self._ponged in done
+
     async def wait_exited(self) -> ChildEndedError:
         """Waits for the process's end and says how it came."""
         return await asyncio.shield(self._exited)
@@ -135,6 +143,9 @@ class Child:
             if not self._greeted.done():
                 self.walls = message.walls
                 self._greeted.set_result(message)
+        elif isinstance(message, Pong):
+            if self._ponged is not None and not self._ponged.done():
+                self._ponged.set_result(None)
         else:
             self.on_message(message)
 

@@ -38,7 +38,7 @@ class Inspector:
         return self._child
 
     async def read_header(self, name: str, reader: str, descriptor: int) -> ModelHeader:
-        """The header of an open file. Raises RefusalError: `bad_model_file`, `internal`."""
+        """The header of an open file. Raises RefusalError: `bad_model_file`, `internal`, `shutting_down`."""
         async with self._turn:
             return await self._read_header(name, reader, descriptor)
 
@@ -53,9 +53,11 @@ class Inspector:
         job = ReadHeader(self._number, reader)
         answer: asyncio.Future[FromChild] = self._loop.create_future()
         self._jobs[job.job] = answer
+        sent = False
         try:
             await child.wait_greeted()
             child.send(job, [descriptor])
+            sent = True
             message = await asyncio.wait_for(answer, HEADER_SECONDS_MAX)
         except TimeoutError:
             child.kill()
@@ -65,6 +67,12 @@ class Inspector:
         except OSError as error:
             raise RefusalError("internal", f"the file could not be handed to the reader: {error}") from error
         except ChildEndedError as ended:
+            if self._closed:
+                raise RefusalError("shutting_down", "The daemon is about to end.") from ended
+            if not sent:
+                raise RefusalError(
+                    "internal", "the reader of headers could not be started", detail=ended.tail
+                ) from ended
             raise RefusalError(
                 "bad_model_file", f"{name}: reading its header ended the reader", detail=ended.tail
             ) from ended

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Literal
 
 from enclaved.daemon.config import setting
-from enclaved.daemon.supervisor.child import Child, ChildEndedError
+from enclaved.daemon.supervisor.child import Child, ChildEndedError, WallsMissingError
 from enclaved.daemon.supervisor.inspector import Inspector
 from enclaved.daemon.supervisor.launcher import ChildSpec, launch
 from enclaved.daemon.supervisor.worker import Worker
 from enclaved.plugin.hookspecs import Backend
 from enclaved.plugin.model import ModelHeader
 
+PING_SECONDS_MAX = 3.0
+"""A spare answers in a millisecond; one that imports its libraries just now holds Python's lock for tens of them."""
 OWN_PACKAGES = ("enclaved", "enclave")
 """What every child imports of ours, beside the plugin."""
 
@@ -100,11 +102,7 @@ class Supervisor:
         """
         if self._closed:
             raise ChildEndedError("the daemon is about to end")
-        spare, self._spare = self._spare, None
-        if spare is not None and (spare.backend != backend or spare.child.has_ended):
-            spare.child.kill()
-            spare = None
-        worker = spare if spare is not None else self._start(backend)
+        worker = await self._usable_spare(backend) or self._start(backend)
         self._lent.add(worker)
         try:
             await worker.child.wait_greeted()
@@ -113,6 +111,27 @@ class Supervisor:
             self._lent.discard(worker)
             raise
         return worker
+
+    async def _usable_spare(self, backend: str) -> Worker | None:
+        """The spare, if it is of this backend and alive: it may have been stopped or killed while it waited."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return None
+        if spare.backend == backend and not spare.child.has_ended and await self._is_alive(spare):
+            return spare
+        spare.child.kill()
+        return None
+
+    async def _is_alive(self, spare: Worker) -> bool:
+        self._lent.add(spare)
+        try:
+            async with asyncio.timeout(PING_SECONDS_MAX):
+                await spare.child.wait_greeted()
+            return await spare.child.answers(PING_SECONDS_MAX)
+        except (ChildEndedError, WallsMissingError, TimeoutError):
+            return False
+        finally:
+            self._lent.discard(spare)
 
     def was_used(self, backend: str) -> None:
         """A model of this backend has been loaded: from now on a spare worker for it is worth its memory."""

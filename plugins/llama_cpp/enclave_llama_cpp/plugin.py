@@ -31,6 +31,8 @@ class LlamaCppBackend(Backend):
     engine = "enclave_llama_cpp.engine:LlamaCppEngine"
     header_reader = "enclave_llama_cpp.gguf:read_header"
     preload = ("numpy", "llama_cpp", "enclave_llama_cpp.engine")
+    process_bytes = 32 * 2**20
+    """Anonymous memory of a worker with these imported: 27 MiB with Python 3.11 on x86-64."""
     packages = ("enclave_llama_cpp", "llama_cpp")
 
     def recognises(self, file_name: str) -> bool:

@@ -172,12 +172,13 @@ def test_a_ready_instance_that_says_it_has_no_sequence_still_serves(core: Core) 
     assert match(core.ready(sequences=0), Dispatch, request="r1")
 
 
-def test_a_worker_that_takes_more_than_the_device_has_is_the_next_to_go(core: Core) -> None:
+def test_a_worker_that_takes_more_than_the_device_has_is_ended_and_who_waits_is_told(core: Core) -> None:
     core.request("r1", "a", 4)
-    core.ready("a", measured=25)
-    core.returned("r1")
-    assert match(core.request("r2", "b", 2), Unload, instance=core.instance("a").id)
-    assert match(core.gone("a"), Load, need__model="b")
+    actions = core.ready("a", measured=25)
+    assert match(actions, Unload, instance=core.instance("a").id)
+    [reject] = match(actions, Reject, request="r1")
+    assert reject.reason.why is Why.TOOK_TOO_MUCH
+    assert reject.reason.numbers["needed_bytes"] == 25
 
 
 def test_what_was_measured_above_the_estimate_is_not_given_out(core: Core) -> None:

@@ -106,6 +106,9 @@ class StandInChild:
     async def wait_greeted(self) -> None:
         return
 
+    async def answers(self, seconds: float) -> bool:
+        return not self.has_ended
+
     async def wait_exited(self) -> ChildEndedError:
         return await asyncio.shield(self._exited)
 

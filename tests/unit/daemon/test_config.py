@@ -123,11 +123,26 @@ def test_the_environment_overrides_a_plugins_table_and_the_top_level() -> None:
     assert config.table("", DaemonSettings).offline
 
 
-@pytest.mark.parametrize("value", ["x", "", "1.5", "0", "[" * 5000, "1\nb = 2\n["])
+@pytest.mark.parametrize("value", ["x", "1.5", "0", "[" * 5000, "1\nb = 2\n["])
 def test_a_wrong_variable_is_named(value: str) -> None:
     with pytest.raises(ConfigError) as error:
         _load("", {"ENCLAVE_PART_NUMBER": value})
     assert "ENCLAVE_PART_NUMBER" in error.value.message
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    assert _load("", {"ENCLAVE_PART_NUMBER": "", "ENCLAVE_OFFLINE": ""}).table("part", Settings) == Settings()
+
+
+def test_a_misspelt_variable_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError) as error:
+        _load("", {"ENCLAVE_PART_NUMBR": "1"})
+    assert "ENCLAVE_PART_NUMBER" in error.value.hint
+
+
+def test_a_number_beyond_all_reason_is_refused() -> None:
+    with pytest.raises(ConfigError, match="number"):
+        _load(f"[part]\nnumber = {10**30}\n")
 
 
 @pytest.mark.parametrize("seconds", ["nan", "-1"])

@@ -37,6 +37,7 @@ from enclaved.daemon.supervisor import Supervisor, Worker, WorkerSettings
 from enclaved.daemon.supervisor.child import ChildEndedError
 from enclaved.link.messages import Cancel, Chunk, Failed, Finished, Loaded, LoadFailed, Measured, Prompted, Submit
 from enclaved.plugin.engine import Capabilities, MemoryUse
+from enclaved.plugin.hookspecs import Backend
 from enclaved.plugin.model import ModelHeader
 from enclaved.plugin.plain import to_plain
 
@@ -142,7 +143,7 @@ def _error(conversation: Conversation) -> Error:
 async def test_an_instance_lives_from_its_load_to_its_workers_end() -> None:
     bench = Bench()
     task = await bench.loaded()
-    assert bench.events == [InstanceReady("r", I1, 5, 2, 100)]
+    assert bench.events == [InstanceReady("r", I1, Backend.process_bytes + 5, 2, 100)]
     assert bench.supervisor.used == ["x"]
     bench.child.end("was ended by SIGKILL", "last words")
     gone = await task

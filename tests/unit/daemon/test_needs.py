@@ -115,6 +115,8 @@ def test_a_header_on_which_the_estimate_stumbles_is_refused(error: Exception) ->
     assert refused.value.code == "bad_model_file"
 
 
-def test_a_need_is_what_the_backend_estimates_for_the_placement() -> None:
-    need = _need(StandInBackend("x", estimate=MemoryUse(1, 2, 3, 4)))
-    assert (need.bytes_estimated, need.context, need.sequences) == (10, SETTINGS.context, SETTINGS.sequences)
+def test_a_need_is_the_process_and_what_the_backend_estimates_for_the_placement() -> None:
+    backend = StandInBackend("x", estimate=MemoryUse(1, 2, 3, 4))
+    need = _need(backend)
+    assert need.bytes_estimated == backend.process_bytes + 10
+    assert (need.context, need.sequences) == (SETTINGS.context, SETTINGS.sequences)

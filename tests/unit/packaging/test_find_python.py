@@ -51,6 +51,16 @@ def test_without_any_the_next_step_is_named(tmp_path: Path) -> None:
     assert "make setup PYTHON=" in done.stderr
 
 
+def test_a_launchers_complaint_is_not_quoted(tmp_path: Path) -> None:
+    shim = tmp_path / "python3.9"
+    shim.write_text(f"#!{SHELL}\necho 'shim: not installed\nsome\nversions are' >&2\nexit 127\n", encoding="utf-8")
+    shim.chmod(0o755)
+    done = _find(tmp_path, "python3.9")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0].startswith("setup: PYTHON=python3.9 does not start")
+    assert len(done.stderr.splitlines()) == 2
+
+
 def test_the_one_asked_for_is_taken_or_refused(tmp_path: Path) -> None:
     _interpreter(tmp_path, "python3", fits=True)
     mine = _interpreter(tmp_path, "mine", fits=True)

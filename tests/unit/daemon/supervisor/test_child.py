@@ -17,7 +17,7 @@ import pytest
 from enclaved.daemon.supervisor import child as children
 from enclaved.daemon.supervisor.child import TAIL_BYTES_MAX, Child, ChildEndedError, WallsMissingError
 from enclaved.daemon.supervisor.launcher import Launched
-from enclaved.link.messages import Cancel, FromChild, Load, Ping, Pong, SetThreads, Warm, encode
+from enclaved.link.messages import Cancel, FromChild, Load, Ping, SetThreads, Warm, encode
 
 pytestmark = [
     pytest.mark.asyncio,
@@ -90,9 +90,15 @@ async def test_a_child_that_greets_can_be_talked_to() -> None:
     async with _child(program) as heard:
         async with asyncio.timeout(SECONDS):
             await heard.child.wait_greeted()
-        heard.child.send(Ping(1))
-        heard.child.send(Ping(2))
-        assert [await heard.next(), await heard.next()] == [Pong(1), Pong(2)]
+        assert await heard.child.answers(SECONDS)
+        assert await heard.child.answers(SECONDS)
+
+
+async def test_a_child_that_hears_nothing_does_not_answer() -> None:
+    async with _child("say(hello)\nfor_ever()") as heard:
+        async with asyncio.timeout(SECONDS):
+            await heard.child.wait_greeted()
+        assert not await heard.child.answers(0.05)
 
 
 async def test_a_child_of_another_link_version_is_ended() -> None:
