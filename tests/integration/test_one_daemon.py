@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -179,6 +180,14 @@ def test_a_home_that_is_a_file_is_explained(tmp_path: Path) -> None:
     told = run_enclave("list", home=tmp_path / "file")
     assert told.returncode != 0
     assert "is a file: ENCLAVE_HOME must name a folder" in told.stderr
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS makes no such names")
+def test_a_home_whose_name_is_no_utf_8_is_explained(tmp_path: Path) -> None:
+    told = run_enclave("list", home=tmp_path / os.fsdecode(b"bad\xff"))
+    assert told.returncode != 0
+    assert "is not UTF-8" in told.stderr
+    assert "Traceback" not in told.stderr
 
 
 def test_no_folder_of_a_socket_is_left_behind(tmp_path: Path) -> None:

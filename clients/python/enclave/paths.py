@@ -134,6 +134,12 @@ def private_folder(path: Path, *, create: bool = True) -> Path:
     Checked by descriptor, so that what is checked is what is there, and a link is refused. Wrong rights are not
     repaired in silence: raises PathError with the command that would.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        # No address, state file or message could hold it.
+        readable = os.fsencode(path).decode("utf-8", "replace")
+        raise PathError(f"the name of {readable} is not UTF-8", "Choose another ENCLAVE_HOME.") from None
     if create:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
