@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import cast
 
-from enclave.protocol.errors import ERROR_CODES, Number
 from enclave.protocol.messages import ID_MAX, Progress, Result, Stage
-from enclave.protocol.methods import InstanceInfo, LoadResult, MemoryInfo, WallsInfo, write_body
+from enclave.protocol.methods import InstanceInfo, LoadResult, MemoryInfo, write_body
 from enclaved.core.events import (
     Accept,
     CancelDispatched,
@@ -36,6 +33,7 @@ from enclaved.daemon.broker import Call, refusal_of
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.models import KnownModel, Models
 from enclaved.daemon.refusal import RefusalError
+from enclaved.daemon.reports import memory_in, refusal_in, seconds_in, walls_in
 from enclaved.daemon.supervisor import (
     ChildEndedError,
     LoadRefusedError,
@@ -53,28 +51,8 @@ from enclaved.plugin.plain import from_plain, to_plain
 logger = logging.getLogger("enclaved.hands")
 
 
-BYTES_MAX = 2**50
-"""A PiB: what a worker reports above it is no measurement."""
-NUMBERS_MAX = 16
-"""Figures beside a worker's error."""
 PROGRESS_STEPS = 100
 """How often a prompt's progress is told at most."""
-CODES_OF_OURS = frozenset(
-    {
-        "backing_off",
-        "bad_message",
-        "busy",
-        "connection_lost",
-        "daemon_unavailable",
-        "deadline",
-        "shutting_down",
-        "unauthorised",
-        "unknown_method",
-        "version_mismatch",
-        "worker_died",
-    }
-)
-"""Codes about the daemon or the session, which no worker can know of."""
 
 
 @dataclass
@@ -307,7 +285,7 @@ class WorkerHands:
             context=context or need.context,
             sequences=sequences or need.sequences,
             loaded_seconds=self._clock.monotonic() - live.ready_at if live.ready_at is not None else None,
-            walls=_walls(child.walls) if child is not None and child.walls else None,
+            walls=walls_in(child.walls) if child is not None and child.walls else None,
         )
 
     # --- inside ---
@@ -335,7 +313,7 @@ class WorkerHands:
             async with asyncio.timeout(self._settings.load_seconds_max):
                 loaded = await self._load(live, worker)
             capabilities = from_plain(Capabilities, loaded.capabilities)
-            live.memory = _memory(loaded)
+            live.memory = memory_in(loaded)
         except LoadRefusedError as refused:
             why = Why.LOAD_OUT_OF_MEMORY if refused.out_of_memory else Why.LOAD_FAILED
             return Reason(why, detail=refused.message)
@@ -409,14 +387,14 @@ class WorkerHands:
             if pending.ending is not None and outcome.code == "cancelled":
                 call.error(refusal_of(pending.ending))
             else:
-                call.error(_worker_refusal(outcome, live))
+                call.error(refusal_in(outcome, live.known, live.load.need.context))
             return 0.0
         now = self._clock.monotonic()
         dispatched_at = pending.dispatched_at or now
         loading = 0.0
         if live.ready_at is not None and live.ready_at > pending.arrived_at:
             loading = live.ready_at - max(live.started_at, pending.arrived_at)
-        charged_seconds = _seconds(outcome.header, "charged_seconds", now - dispatched_at)
+        charged_seconds = seconds_in(outcome.header, "charged_seconds", now - dispatched_at)
         call.result(
             Result(
                 id=call.request.id,
@@ -429,8 +407,8 @@ class WorkerHands:
                 loading_seconds=loading,
                 charged_seconds=charged_seconds,
                 context=live.load.need.context,
-                prompt_seconds=_seconds(outcome.header, "prompt_seconds", now - dispatched_at),
-                decoding_seconds=_seconds(outcome.header, "decoding_seconds", now - dispatched_at),
+                prompt_seconds=seconds_in(outcome.header, "prompt_seconds", now - dispatched_at),
+                decoding_seconds=seconds_in(outcome.header, "decoding_seconds", now - dispatched_at),
                 body=outcome.body,
             )
         )
@@ -476,56 +454,9 @@ def _submit(pending: Pending) -> Submit:
     )
 
 
-def _worker_refusal(failed: Failed, live: Live) -> RefusalError:
-    """A worker's refusal, believed only as far as it makes sense: a hostile model may have taken it over."""
-    numbers: dict[str, Number] = {
-        key: value
-        for key, value in failed.numbers.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and len(key) <= 64
-    }
-    trained, context = live.known.header.context_length or 0, live.load.need.context
-    hint = None
-    if failed.code == "context_exceeded":
-        hint = f"Shorten the prompt; this model was trained for {trained:,} tokens."
-        if trained > context:
-            hint = f"Shorten the prompt, or ask for more context (--context), up to {trained:,}."
-    return RefusalError(
-        failed.code if failed.code in ERROR_CODES and failed.code not in CODES_OF_OURS else "internal",
-        f"{live.known.entry.name}: {failed.message}" if failed.code == "internal" else failed.message,
-        hint=hint,
-        numbers=dict(list(numbers.items())[:NUMBERS_MAX]),
-        detail=failed.body.decode("utf-8", "replace"),
-    )
-
-
-def _seconds(header: Mapping[str, object], name: str, seconds_max: float) -> float:
-    """What a worker says of its time, which is no more than has passed."""
-    value = header.get(name)
-    return min(float(value), seconds_max) if isinstance(value, (int, float)) and value >= 0 else 0.0
-
-
-def _memory(loaded: Loaded) -> MemoryUse:
-    """What a worker measured. Raises ValueError when it cannot have."""
-    memory = from_plain(MemoryUse, loaded.memory)
-    for name in ("weights_bytes", "kv_bytes", "compute_bytes", "other_bytes"):
-        if not 0 <= getattr(memory, name) <= BYTES_MAX:
-            raise ValueError(f"{name} is {getattr(memory, name)}")
-    return memory
-
-
 def _death(message: str, tail: str) -> Reason:
     return Reason(Why.WORKER_DIED, detail=_words(message, tail))
 
 
 def _words(message: str, tail: str) -> str:
     return f"{message}\n{tail}" if tail else message
-
-
-def _walls(walls: Mapping[str, object]) -> WallsInfo:
-    missing, abi = walls.get("missing"), walls.get("landlock_abi")
-    return WallsInfo(
-        state=str(walls.get("state", "none")),
-        landlock_abi=abi if isinstance(abi, int) else None,
-        seccomp=walls.get("seccomp") is True,
-        missing=tuple(map(str, cast("list[object]", missing))) if isinstance(missing, list) else (),
-    )

@@ -30,9 +30,10 @@ from enclaved.core.ids import InstanceId, RequestId
 from enclaved.core.reasons import Reason, Why
 from enclaved.daemon.catalog import Catalog, HeaderCache
 from enclaved.daemon.clock import SystemClock
-from enclaved.daemon.hands import CODES_OF_OURS, WorkerHands
+from enclaved.daemon.hands import WorkerHands
 from enclaved.daemon.models import Models
 from enclaved.daemon.needs import InstanceSettings
+from enclaved.daemon.reports import CODES_OF_OURS
 from enclaved.daemon.supervisor import Supervisor, Worker, WorkerSettings
 from enclaved.daemon.supervisor.child import ChildEndedError
 from enclaved.link.messages import Cancel, Chunk, Failed, Finished, Loaded, LoadFailed, Measured, Prompted, Submit
