@@ -153,6 +153,18 @@ def test_why_tells_the_whole_story_of_one_model(daemon: RunningDaemon) -> None:
     assert all(record.cause in numbers for record in records if record.kind.startswith("action"))
 
 
+def test_a_newer_request_with_the_same_key_cancels_the_older(daemon: RunningDaemon) -> None:
+    model = "fake:slow?tokens_per_second=50&sequences=1"
+    with daemon.client() as client:
+        older = client.generate(model, "x", max_tokens=100_000, supersedes="file:a.py")
+        other = client.generate("fake:other", "x", max_tokens=1, supersedes="file:b.py")
+        newer = client.generate(model, "x", max_tokens=1, supersedes="file:a.py")
+        with pytest.raises(enclave.CancelledError):
+            older.result()
+        assert newer.result().text
+        assert other.result().text
+
+
 def test_a_deadline_ends_a_request_that_runs(daemon: RunningDaemon) -> None:
     with daemon.client() as client, pytest.raises(enclave.EnclaveError) as error:
         client.generate("fake:slow?tokens_per_second=20", "x", max_tokens=100_000, deadline=0.3).result()

@@ -191,6 +191,10 @@ class Broker:
 
     def _call(self, connection: _Connection, request: Request) -> None:
         method = check_request(request)
+        if request.supersedes is not None:
+            for older in list(connection.calls.values()):
+                if older.request.supersedes == request.supersedes:
+                    older.cancel()
         call = Call(
             request, method, connection.client, connection.session, lambda message: self._send(connection, message)
         )

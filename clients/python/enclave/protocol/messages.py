@@ -127,11 +127,11 @@ class Request:
     deadline: Annotated[float, Bounds(0, SECONDS_MAX)] | None = None
     """Seconds from now within which the whole answer is wanted."""
     keep_alive: Annotated[float, Bounds(0, SECONDS_MAX)] | None = None
-    """Seconds that the model would like to stay loaded after this request."""
+    """Seconds that the model would like to stay loaded after this request. Has no effect yet."""
     supersedes: Name | None = None
     """A key: an older request of this session with the same key is cancelled."""
     resumable_seconds: Seconds = 0.0
-    """How long the request goes on after its client vanished."""
+    """How long the request goes on after its client vanished. Has no effect yet."""
     context: Annotated[int, Bounds(1, COUNT_MAX)] | None = None
     """Tokens of context wished for; unset never causes a reload."""
     max_tokens: Annotated[int, Bounds(0, COUNT_MAX)] | None = None
