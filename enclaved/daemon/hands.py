@@ -183,13 +183,9 @@ class WorkerHands:
         pending = self._pending.pop(action.request, None)
         if pending is None:
             return
-        reason = action.reason
-        if reason.why is Why.WORKER_DIED and pending.ending is not None:
-            reason = pending.ending
-        refusal = refusal_of(reason, action.retry_after)
-        name = pending.known.entry.name
-        if reason.why not in (Why.CANCELLED, Why.SHUTTING_DOWN, Why.DEADLINE):
-            refusal.message = f"{name}: {refusal.message}"
+        refusal = refusal_of(action.reason, action.retry_after)
+        if action.reason.why not in (Why.CANCELLED, Why.SHUTTING_DOWN, Why.DEADLINE):
+            refusal.message = f"{pending.known.entry.name}: {refusal.message}"
         pending.call.error(refusal)
 
     def accept(self, action: Accept) -> None:
@@ -343,7 +339,9 @@ class WorkerHands:
         )
         self._supervisor.was_used(live.known.backend.name)
         ended = await worker.child.wait_exited()
-        return Reason(Why.UNLOADED) if live.unwanted else _death(ended.message, ended.tail)
+        if live.unwanted:
+            return Reason(Why.UNLOADED)
+        return Reason(Why.WORKER_DIED, detail=_words(ended.message, ended.tail))
 
     async def _load(self, live: Live, worker: Worker) -> Loaded:
         known, need = live.known, live.load.need
@@ -452,10 +450,6 @@ def _submit(pending: Pending) -> Submit:
         priority=pending.priority,
         body=request.body,
     )
-
-
-def _death(message: str, tail: str) -> Reason:
-    return Reason(Why.WORKER_DIED, detail=_words(message, tail))
 
 
 def _words(message: str, tail: str) -> str:

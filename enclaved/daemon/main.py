@@ -36,6 +36,7 @@ from enclaved.sandbox.lookers import shut_lookers_out
 
 THREAD_NAME = "enclaved-wait"
 THREADS_SECONDS_MAX = 1.0
+"""What a disk or a plugin gets to finish what nobody waits for any more."""
 EXIT_FAILED = 1
 EXIT_ALREADY_RUNNING = 3
 TABLES: Mapping[str, type] = {

@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from enclave.paths import PathError, Places, private_folder, read_state, socket_path
 
 DESCRIPTORS_MAX = 65_536
+"""Some thousand connections and children, with room; the hard limit may be a billion, and tables grow with it."""
 STARTING_SECONDS_MAX = 20.0
 """A start takes a quarter of a second; a daemon that was stopped in the middle of one must not hold others up."""
 

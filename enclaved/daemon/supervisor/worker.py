@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -35,6 +36,8 @@ PROGRESS_STEP = 0.01
 """Progress is passed on when it grew by so much, however often a worker tells it."""
 STRAYS_MAX = 1000
 """Messages that nobody waits for. A few cross with a request's end; more is a flood."""
+
+logger = logging.getLogger("enclaved.supervisor")
 
 
 class WorkerDiedError(Exception):
@@ -77,8 +80,6 @@ class Worker:
         self._progress_told = 0.0
         self._strays = 0
         self._running: dict[str, tuple[Stream, asyncio.Future[Finished | Failed]]] = {}
-        self.warm_problem: str | None = None
-        """Why the modules it was to import ahead could not be imported."""
         child.on_message = self._received
         child.on_exit = self._exited
 
@@ -141,7 +142,9 @@ class Worker:
             case Measured() | Prompted() | Chunk() | Finished() | Failed():
                 self._about_a_request(message)
             case Warm():
-                self.warm_problem = message.problem and message.problem[:WORDS_CHARACTERS_MAX]
+                if message.problem is not None:
+                    # Said before it has seen a model: these are the words of an import, no prompt's and no file's.
+                    logger.warning("worker %d is not warm: %s", self.child.pid, message.problem[:WORDS_CHARACTERS_MAX])
                 self._stray()
             case _:
                 # An inspector's or a probe's answer, which nobody asked this child for.

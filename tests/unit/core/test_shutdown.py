@@ -82,3 +82,12 @@ def test_a_victim_is_not_reprieved(core: Core) -> None:
     core.request("r2", "b", 6)
     core.shut_down()
     assert core.kinds(core.returned("r1")) == ["Unload"]
+
+
+def test_a_worker_that_had_to_be_ended_is_not_what_its_client_is_told_of(core: Core) -> None:
+    core.load(sequences=2)
+    core.request("r1")
+    core.request("r2")
+    core.shut_down()
+    assert match(core.returned("r1", lost=Why.WORKER_DIED), Reject, request="r1", reason__why=Why.SHUTTING_DOWN)
+    assert match(core.gone(why=Why.WORKER_DIED), Reject, request="r2", reason__why=Why.SHUTTING_DOWN)

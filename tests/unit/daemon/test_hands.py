@@ -357,7 +357,8 @@ async def test_a_worker_that_does_not_give_a_request_up_is_ended() -> None:
     assert bench.child.killed
     returned = await task
     assert returned.lost is not None
-    bench.hands.reject(Reject("r", request, returned.lost))
+    # The core knows why it was being cancelled, and says that instead of the loss.
+    bench.hands.reject(Reject("r", request, Reason(Why.SHUTTING_DOWN)))
     assert _error(conversation).code == "shutting_down"
 
 
