@@ -1,9 +1,9 @@
 """What can happen, and what the core can ask for: the vocabulary of the closed circle.
 
 Every action ends in an event: a `Load` in `InstanceReady` or `InstanceGone`, a `Launch`ed worker's death in
-`InstanceGone`, an `Unload` in `InstanceGone`, a `Dispatch` in `LeaseReturned`. `Reject`, `Tell` and `SetThreads` are
-told once and need no answer. `cause` is the id of whatever led here, so that one id leads from the cause to everything
-that followed.
+`InstanceGone`, an `Unload` in `InstanceGone`, a `Dispatch` in `LeaseReturned`. `Resume`, `Reject`, `Tell` and
+`SetThreads` are told once and need no answer. `cause` is the id of whatever led here, so that one id leads from the
+cause to everything that followed.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class RequestArrived:
     priority: Priority = "normal"
     deadline_at: float | None = None
     load_only: bool = False
+    asker: str = ""
+    """Who asks, for people: a client's name, and what the system vouches for."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,25 @@ class RequestCancelled:
 
     cause: str
     request: RequestId
+
+
+@dataclass(frozen=True)
+class LeasePaused:
+    """Nothing is made for a dispatched request for now: its client does not read what was made. It keeps its lease, and
+    gives up its sequence."""
+
+    cause: str
+    request: RequestId
+    instance: InstanceId
+
+
+@dataclass(frozen=True)
+class LeaseResumed:
+    """A paused request's client reads again. `Resume` follows when there is a sequence."""
+
+    cause: str
+    request: RequestId
+    instance: InstanceId
 
 
 @dataclass(frozen=True)
@@ -123,6 +144,8 @@ class Woken:
 Event = (
     RequestArrived
     | RequestCancelled
+    | LeasePaused
+    | LeaseResumed
     | LeaseReturned
     | InstanceReady
     | InstanceGone
@@ -153,6 +176,15 @@ class Unload:
 @dataclass(frozen=True)
 class Dispatch:
     """Hand the request to the instance; it holds a lease from now on."""
+
+    cause: str
+    request: RequestId
+    instance: InstanceId
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Let a paused request go on: it has a sequence again."""
 
     cause: str
     request: RequestId
@@ -209,4 +241,4 @@ class SetThreads:
     threads: int
 
 
-Action = Load | Unload | Dispatch | CancelDispatched | Reject | Accept | Tell | SetThreads
+Action = Load | Unload | Dispatch | Resume | CancelDispatched | Reject | Accept | Tell | SetThreads

@@ -47,8 +47,12 @@ def _leases(state: State) -> list[str]:
                 broken.append(f"{instance.id} holds a lease of {lease}, which does not run there")
         if instance.leases and instance.phase is not Phase.READY:
             broken.append(f"{instance.id} is {instance.phase.value} and holds leases")
-        if len(instance.leases) > instance.sequences and instance.phase is Phase.READY:
-            broken.append(f"{instance.id} holds {len(instance.leases)} leases for {instance.sequences} sequences")
+        if instance.sequences_used > instance.sequences and instance.phase is Phase.READY:
+            broken.append(f"{instance.id} runs {instance.sequences_used} requests on {instance.sequences} sequences")
+        broken += [
+            f"{instance.id} has {paused} paused, which holds no lease"
+            for paused in sorted(instance.paused - instance.leases)
+        ]
     return broken
 
 
@@ -117,10 +121,17 @@ def _progress(state: State) -> list[str]:
         broken.append(f"{len(waiting)} requests wait and nothing is under way")
     models: set[ModelKey] = set()
     devices: set[DeviceId] = set()
+    for request in state.requests.values():
+        instance = state.instance_of(request.model)
+        if request.wants_resume and instance is not None:
+            if request.id not in instance.paused:
+                broken.append(f"{request.id} is to go on and is not paused")
+            elif instance.sequences_used < instance.sequences:
+                broken.append(f"{request.id} is to go on, and {instance.id} has a sequence for it")
     for request in waiting:
         instance, device = state.instance_of(request.model), request.need.device
         if instance is not None:
-            has_room = request.load_only or len(instance.leases) < instance.sequences
+            has_room = request.load_only or instance.sequences_used < instance.sequences
             if instance.takes_requests and has_room and suits(instance.need, request.need, request.wish):
                 broken.append(f"{request.id} waits although {instance.id} could take it")
         if request.model in models:

@@ -64,6 +64,9 @@ class Instance:
     """Set when a lease was lost to it: its worker is dead or hangs, whatever its end will be called."""
     # Invariant: holds exactly the running requests whose `instance` is this one; empty unless READY.
     leases: set[RequestId] = field(default_factory=set[RequestId])
+    # Invariant: a part of the leases.
+    paused: set[RequestId] = field(default_factory=set[RequestId])
+    """Those for which nothing is made for now; they take no sequence."""
     bytes_measured: int | None = None
     sequences: int = 0
     context: int = 0
@@ -87,9 +90,13 @@ class Instance:
         return self.phase is Phase.READY and self.wanted is Wanted.LOADED
 
     @property
+    def sequences_used(self) -> int:
+        return len(self.leases) - len(self.paused)
+
+    @property
     def is_busy(self) -> bool:
         """Whether it needs cores now."""
-        return self.phase is Phase.LOADING or bool(self.leases)
+        return self.phase is Phase.LOADING or self.sequences_used > 0
 
 
 @dataclass
@@ -106,6 +113,8 @@ class Request:
     deadline_at: float | None = None
     load_only: bool = False
     instance: InstanceId | None = None
+    wants_resume: bool = False
+    """Whether it is paused and its client reads again."""
     told: Tell | None = None
     """What its client was last told."""
     cancelled_for: Reason | None = None

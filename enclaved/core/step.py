@@ -19,11 +19,14 @@ from enclaved.core.events import (
     Event,
     InstanceGone,
     InstanceReady,
+    LeasePaused,
+    LeaseResumed,
     LeaseReturned,
     Load,
     Reject,
     RequestArrived,
     RequestCancelled,
+    Resume,
     SetThreads,
     ShutdownAsked,
     Tell,
@@ -66,6 +69,8 @@ def _book(state: State, event: Event, now: float) -> list[Action]:
             return _request_arrived(state, event, now)
         case RequestCancelled():
             return _request_cancelled(state, event)
+        case LeasePaused() | LeaseResumed():
+            return _lease_stirred(state, event)
         case LeaseReturned():
             return _lease_returned(state, event, now)
         case InstanceReady():
@@ -113,6 +118,18 @@ def _request_cancelled(state: State, event: RequestCancelled) -> list[Action]:
     return [CancelDispatched(event.cause, request.id, request.instance, reason)]
 
 
+def _lease_stirred(state: State, event: LeasePaused | LeaseResumed) -> list[Action]:
+    request, instance = state.requests.get(event.request), state.instances.get(event.instance)
+    if request is None or instance is None or request.instance != event.instance:
+        return []
+    if isinstance(event, LeasePaused):
+        instance.paused.add(request.id)
+        request.wants_resume = False
+    else:
+        request.wants_resume = request.id in instance.paused
+    return []
+
+
 def _lease_returned(state: State, event: LeaseReturned, now: float) -> list[Action]:
     request = state.requests.get(event.request)
     if request is None or request.instance != event.instance:
@@ -121,6 +138,7 @@ def _lease_returned(state: State, event: LeaseReturned, now: float) -> list[Acti
     instance = state.instances.get(event.instance)
     if instance is not None:
         instance.leases.discard(request.id)
+        instance.paused.discard(request.id)
         instance.used_at = now
     if event.lost is not None:
         if instance is not None and event.lost.why in _UNCLEAN:
@@ -221,7 +239,7 @@ def _settle(state: State, cause: str, now: float) -> list[Action]:
     """Closes every gap, in this order:
 
     1. requests whose deadline has passed end, or are made to;
-    2. waiting requests go to ready instances with a free sequence;
+    2. waiting requests go to ready instances with a free sequence, and paused ones go on there;
     3. models that are waited for and not there are loaded, room being made where needed;
     4. instances that make way for a request which no longer needs it stay after all, and it goes on at 2;
     5. instances that are to go and hold no lease are unloaded;
@@ -279,8 +297,14 @@ def _reprieve(state: State) -> bool:
 
 def _dispatch(state: State, now: float) -> list[Action]:
     actions: list[Action] = []
-    for request in in_order(state.waiting()):
+    for request in in_order(r for r in state.requests.values() if r.instance is None or r.wants_resume):
         instance = state.instance_of(request.model)
+        if instance is not None and request.wants_resume:
+            if instance.sequences_used < instance.sequences:
+                request.wants_resume = False
+                instance.paused.discard(request.id)
+                actions.append(Resume(request.cause, request.id, instance.id))
+            continue
         if instance is None or not instance.takes_requests or not suits(instance.need, request.need, request.wish):
             continue
         if request.load_only:
@@ -293,7 +317,7 @@ def _dispatch(state: State, now: float) -> list[Action]:
                     )[instance.id]
                     actions.append(SetThreads(request.cause, instance.id, instance.threads))
             actions.append(Accept(request.cause, request.id, instance.id))
-        elif len(instance.leases) < instance.sequences:
+        elif instance.sequences_used < instance.sequences:
             request.instance = instance.id
             instance.leases.add(request.id)
             instance.used_at = now

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from enclaved.core.events import (
@@ -22,6 +22,7 @@ from enclaved.core.events import (
     Load,
     Reject,
     RequestArrived,
+    Resume,
     SetThreads,
     Tell,
     Unload,
@@ -56,6 +57,8 @@ class Hands(Protocol):
         """Makes a running request end; `dispatch` then returns."""
         ...
 
+    def resume(self, action: Resume) -> None: ...
+
     def reject(self, action: Reject) -> None: ...
 
     def accept(self, action: Accept) -> None: ...
@@ -69,6 +72,8 @@ class Conductor:
     """Owns the core's state: everything that changes it goes through `post`."""
 
     def __init__(self, state: State, story: Story, clock: Clock, tasks: asyncio.TaskGroup) -> None:
+        self.on_step: Callable[[], None] = lambda: None
+        """Called after each step, when its actions are under way."""
         self.state = state
         """To be read by anybody, changed by nobody else."""
         self.story = story
@@ -105,8 +110,15 @@ class Conductor:
                 wake_at = decision.wake_at
                 for action in decision.actions:
                     self._carry_out(action)
+                self._tell_step()
             if self._inbox.empty() and not self.state.instances and not self.state.requests:
                 self._quiet.set()
+
+    def _tell_step(self) -> None:
+        try:
+            self.on_step()
+        except Exception:
+            logger.exception("a step could not be told")
 
     async def wait_quiet(self) -> None:
         """Waits until there is neither a request nor an instance, nor an event that may bring one."""
@@ -139,12 +151,14 @@ class Conductor:
                 self._start(action, hands.unload(action), None)
             case CancelDispatched():
                 self._start(action, hands.cancel(action), None)
-            case Reject() | Accept() | Tell() | SetThreads():
+            case Resume() | Reject() | Accept() | Tell() | SetThreads():
                 self._tell(hands, action)
 
-    def _tell(self, hands: Hands, action: Reject | Accept | Tell | SetThreads) -> None:
+    def _tell(self, hands: Hands, action: Resume | Reject | Accept | Tell | SetThreads) -> None:
         try:
             match action:
+                case Resume():
+                    hands.resume(action)
                 case Reject():
                     hands.reject(action)
                 case Accept():

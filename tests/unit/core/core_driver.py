@@ -14,6 +14,8 @@ from enclaved.core.events import (
     Event,
     InstanceGone,
     InstanceReady,
+    LeasePaused,
+    LeaseResumed,
     LeaseReturned,
     Load,
     Need,
@@ -122,13 +124,27 @@ class Core:
 
     def returned(self, request: str, lost: Why | None = None) -> tuple[Action, ...]:
         """The request's lease comes back from wherever it runs."""
-        instance = self.state.requests[RequestId(request)].instance
-        assert instance is not None
         return self.feed(
             LeaseReturned(
-                f"end-{request}", RequestId(request), instance, lost=None if lost is None else Reason(lost, {}, "words")
+                f"end-{request}",
+                RequestId(request),
+                self._where(request),
+                lost=None if lost is None else Reason(lost, {}, "words"),
             )
         )
+
+    def pauses(self, request: str) -> tuple[Action, ...]:
+        """The request's client stops reading."""
+        return self.feed(LeasePaused(f"pause-{request}", RequestId(request), self._where(request)))
+
+    def resumes(self, request: str) -> tuple[Action, ...]:
+        """The request's client reads again."""
+        return self.feed(LeaseResumed(f"resume-{request}", RequestId(request), self._where(request)))
+
+    def _where(self, request: str) -> InstanceId:
+        instance = self.state.requests[RequestId(request)].instance
+        assert instance is not None
+        return instance
 
     def ready(
         self, model: str = "a", *, measured: int | None = None, sequences: int | None = None

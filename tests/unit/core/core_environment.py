@@ -25,6 +25,8 @@ from enclaved.core.events import (
     Event,
     InstanceGone,
     InstanceReady,
+    LeasePaused,
+    LeaseResumed,
     LeaseReturned,
     Load,
     Need,
@@ -32,6 +34,7 @@ from enclaved.core.events import (
     Reject,
     RequestArrived,
     RequestCancelled,
+    Resume,
     SetThreads,
     ShutdownAsked,
     Tell,
@@ -60,10 +63,15 @@ class Worker:
     asked_to_go: bool = False
     dead: bool = False
     running: set[RequestId] = field(default_factory=set[RequestId])
+    paused: set[RequestId] = field(default_factory=set[RequestId])
+
+    @property
+    def sequences_used(self) -> int:
+        return len(self.running - self.paused)
 
     @property
     def is_busy(self) -> bool:
-        return not self.asked_to_go and (self.sequences is None or bool(self.running))
+        return not self.asked_to_go and (self.sequences is None or self.sequences_used > 0)
 
 
 @dataclass
@@ -115,6 +123,8 @@ class Environment:
             (40, self._arrive),
             (60, self._next),
             (8, self._cancel),
+            (8, self._pause),
+            (6, self._resume),
             (2, self._unload),
             (4 if self.faults else 0, self._kill),
             (4, self._repeat),
@@ -131,6 +141,9 @@ class Environment:
         """Delivers what is under way, without further faults, until nothing is left to happen; how many events."""
         self.faults = 0.0
         before = self.events
+        for name, worker in list(self.workers.items()):
+            for request in sorted(worker.paused & worker.running):
+                self._feed(LeaseResumed("client", request, name), self._soon())
         bound = before + 100 + 20 * (len(self.open) + len(self.workers) + len(self.coming))
         while self.coming or self.core.wake_at is not None:
             self._next()
@@ -173,6 +186,19 @@ class Environment:
         if self.made:
             request = RequestId(f"r{self.random.randint(1, self.made)}")
             self._feed(RequestCancelled("cancel", request), self._soon())
+
+    def _stir(self, kind: type[LeasePaused | LeaseResumed]) -> None:
+        """A client stops reading, or reads again."""
+        running = sorted((request, name) for name, worker in self.workers.items() for request in worker.running)
+        if running:
+            request, instance = self.random.choice(running)
+            self._feed(kind("client", request, instance), self._soon())
+
+    def _pause(self) -> None:
+        self._stir(LeasePaused)
+
+    def _resume(self) -> None:
+        self._stir(LeaseResumed)
 
     def _unload(self) -> None:
         model, _ = self.random.choice(self.models)
@@ -232,10 +258,14 @@ class Environment:
             case InstanceGone() if event.instance in self.workers:
                 worker = self.workers.pop(event.instance)
                 self.lost |= {request: self.open.pop(request) for request in worker.running}
+            case LeasePaused() if event.instance in self.workers:
+                worker = self.workers[event.instance]
+                worker.paused |= {event.request} & worker.running
             case LeaseReturned() if event.request in self.open:
                 client = self.open[event.request]
                 if client.instance == event.instance:
                     self.workers[event.instance].running.discard(event.request)
+                    self.workers[event.instance].paused.discard(event.request)
                     del self.open[event.request]
                     if event.lost is None:
                         self.ended[event.request] += 1
@@ -275,7 +305,7 @@ class Environment:
             case Dispatch():
                 worker, client = self.workers[action.instance], self.open[action.request]
                 assert worker.sequences is not None, "is not ready"
-                assert len(worker.running) < worker.sequences, "is full"
+                assert worker.sequences_used < worker.sequences, "is full"
                 assert not worker.asked_to_go, "is to go"
                 assert client.instance is None, "runs already"
                 assert client.arrival.need.model == worker.need.model
@@ -284,6 +314,12 @@ class Environment:
                 client.instance = action.instance
                 worker.running.add(action.request)
                 self._dispatch_ends(action, worker)
+            case Resume():
+                worker = self.workers[action.instance]
+                assert worker.sequences is not None, "is not ready"
+                assert action.request in worker.paused, "is not paused"
+                assert worker.sequences_used < worker.sequences, "is full"
+                worker.paused.discard(action.request)
             case CancelDispatched():
                 client = self.open[action.request]
                 assert client.instance == action.instance
@@ -353,5 +389,5 @@ class Environment:
         assert self.open == {}
         assert self.ended == {RequestId(f"r{number + 1}"): 1 for number in range(self.made)}
         assert self.core.state.requests == {}
-        assert all(instance.leases == set() for instance in self.core.state.instances.values())
+        assert all(instance.leases == instance.paused == set() for instance in self.core.state.instances.values())
         assert set(self.core.state.instances) == set(self.workers)

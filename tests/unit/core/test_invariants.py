@@ -51,6 +51,19 @@ def _lend_beyond(state: State) -> None:
     state.requests[RequestId("r2")].instance = InstanceId("i1")
 
 
+def _pause_a_stranger(state: State) -> None:
+    _a(state).paused.add(RequestId("r2"))
+
+
+def _go_on_unpaused(state: State) -> None:
+    state.requests[RequestId("r1")].wants_resume = True
+
+
+def _keep_waiting_for_a_free_sequence(state: State) -> None:
+    _a(state).paused.add(RequestId("r1"))
+    state.requests[RequestId("r1")].wants_resume = True
+
+
 def _lend_while_unloading(state: State) -> None:
     _a(state).leave("cause")
     _a(state).phase = Phase.UNLOADING
@@ -135,7 +148,10 @@ def test_a_state_that_came_about_by_steps_breaks_no_rule() -> None:
         (_lose_instance, "which is not there"),
         (_lose_lease, "without a lease"),
         (_lend_twice, "which does not run there"),
-        (_lend_beyond, "holds 2 leases for 1 sequences"),
+        (_lend_beyond, "i1 runs 2 requests on 1 sequences"),
+        (_pause_a_stranger, "i1 has r2 paused, which holds no lease"),
+        (_go_on_unpaused, "r1 is to go on and is not paused"),
+        (_keep_waiting_for_a_free_sequence, "r1 is to go on, and i1 has a sequence for it"),
         (_lend_while_unloading, "is unloading and holds leases"),
         (_load_twice, "b has 2 instances"),
         (_forget_to_unload, "is to go, holds no lease and is loading"),

@@ -21,6 +21,7 @@ from enclaved.core.events import (
     Reject,
     RequestArrived,
     RequestCancelled,
+    Resume,
     SetThreads,
     ShutdownAsked,
     Tell,
@@ -99,6 +100,9 @@ class RecordingHands:
     async def cancel(self, action: CancelDispatched) -> None:
         self._note(action)
         self.finish.set()
+
+    def resume(self, action: Resume) -> None:
+        self._note(action)
 
     def reject(self, action: Reject) -> None:
         self._note(action)
