@@ -190,6 +190,15 @@ class Engine(ABC):
         Raises LoadError.
         """
 
+    def read_body(self, body: bytes) -> Sequence[Token] | None:
+        """The prompt's tokens, for a backend whose requests have a body of its own making: it gets the very bytes that
+        the client sent, and is then asked for the likeliest token each time. None, which is what it returns unless
+        overridden: the body is read as the method says.
+
+        Raises EngineError for a body that makes no sense.
+        """
+        return None
+
     @abstractmethod
     def forward(self, runs: Sequence[Run]) -> None:
         """Evaluates all tokens of all runs, at most `capabilities.batch_tokens`, at most one run a sequence.

@@ -11,7 +11,7 @@ import socket
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from enclaved.link.framing import Framer
 from enclaved.link.messages import FromChild, Ping, Pong, ToChild, decode_to_child, descriptors_of, encode
@@ -33,7 +33,11 @@ class Channel:
 
     def send(self, message: FromChild) -> None:
         """Sends a message whole. When the daemon is gone the process ends here."""
-        data = encode(message)
+        self.send_all([message])
+
+    def send_all(self, messages: Sequence[FromChild]) -> None:
+        """Sends messages whole and in one go."""
+        data = b"".join(map(encode, messages))
         try:
             with self._sending:
                 self._connection.sendall(data)

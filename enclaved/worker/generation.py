@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from enclave.protocol.methods import GenerateParams
+from enclave.protocol.bodies import GenerateParams
 from enclaved.plugin.engine import SampleRow, SequenceId, Token, Vocabulary
 from enclaved.worker.sampling import draw, sampling_of
 from enclaved.worker.text.detokenise import Detokeniser

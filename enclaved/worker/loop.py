@@ -1,19 +1,20 @@
 """The engine's loop: takes commands, plans a step, runs it, books what came out. One thread calls the engine.
 
 `plan` (pure) says what a step evaluates, the engine evaluates it, `Generation` books the tokens. Commands come from the
-reader thread through a queue; only `interrupt` reaches into a running step.
+reader thread through a queue; only `interrupt` reaches into a running step. What a step has to say leaves together.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+from enclave.protocol.bodies import GenerateParams, GenerateResult, Timings, Usage
 from enclave.protocol.codec import decode
 from enclave.protocol.errors import RemoteProtocolError
-from enclave.protocol.methods import GenerateParams, GenerateResult, Timings, Usage, write_body
+from enclave.protocol.methods import write_body
 from enclave.protocol.packing import BODY_LIMITS, unpack
 from enclaved.link.messages import (
     Cancel,
@@ -35,6 +36,9 @@ from enclaved.worker.plan import Pending, Share, plan
 
 Command = Submit | Cancel | Pause | Resume | SetThreads
 
+UNCACHED = "prompts are not cached yet"
+"""Why no token of a prompt comes from a cache."""
+
 
 @dataclass
 class _Times:
@@ -46,15 +50,20 @@ class _Times:
     first_token_seconds: float | None = None
     decoding_seconds: float = 0.0
     charged_seconds: float = 0.0
+    evaluated_tokens: int = 0
+    """Some of them twice, when the sequence was given away meanwhile."""
 
 
 class EngineLoop:
     """Runs generations on one engine until the process ends."""
 
-    def __init__(self, engine: Engine, send: Callable[[FromChild], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, engine: Engine, send_all: Callable[[Sequence[FromChild]], None], clock: Callable[[], float]
+    ) -> None:
         self._engine = engine
-        self._send = send
+        self._send_all = send_all
         self._clock = clock
+        self._outbox: list[FromChild] = []
         self._inbox: SimpleQueue[Command] = SimpleQueue()
         self._free = [SequenceId(number) for number in reversed(range(engine.capabilities.sequences))]
         # Invariant: each generation is in exactly one of the two; `_running` is keyed by its sequence.
@@ -84,14 +93,25 @@ class EngineLoop:
                 self._obey(self._inbox.get_nowait())
             except Empty:
                 break
+        self._flush()
         self._admit()
         self._step()
+
+    def _send(self, message: FromChild) -> None:
+        self._outbox.append(message)
+
+    def _flush(self) -> None:
+        if self._outbox:
+            messages, self._outbox = self._outbox, []
+            self._send_all(messages)
 
     @property
     def _can_go_on(self) -> bool:
         """Whether there is something to do without another command."""
-        admissible = bool(self._free and self._waiting)
-        return admissible or any(not generation.paused for generation in self._running.values())
+        if any(not generation.paused for generation in self._running.values()):
+            return True
+        has_sequence = bool(self._free or self._running)  # a paused one's can be had
+        return has_sequence and any(not generation.paused for generation in self._waiting)
 
     def _obey(self, command: Command) -> None:
         match command:
@@ -112,8 +132,12 @@ class EngineLoop:
             if command.method != "generate" or command.choices != 1:
                 what = command.method if command.method != "generate" else "more than one choice"
                 raise RemoteProtocolError(f"{what} is not built yet", code="unsupported")
-            params = decode(GenerateParams, unpack(command.body, BODY_LIMITS, "body"))
-            prompt = self._prompt(params)
+            own = self._engine.read_body(command.body)
+            if own is not None:
+                params, prompt = GenerateParams(prompt=(), temperature=0), list(own)
+            else:
+                params = decode(GenerateParams, unpack(command.body, BODY_LIMITS, "body"))
+                prompt = self._prompt(params)
         except RemoteProtocolError as error:
             code = "bad_request" if error.code == "bad_message" else error.code
             self._send(Failed(command.request, code, error.message, dict(error.numbers), b""))
@@ -168,10 +192,24 @@ class EngineLoop:
                 generation.paused = paused
 
     def _admit(self) -> None:
-        while self._free and self._waiting:
-            generation = self._waiting.pop(0)
+        """Gives sequences to those who wait, also those of paused ones, which evaluate their tokens again later."""
+        for generation in [generation for generation in self._waiting if not generation.paused]:
+            if not self._free:
+                paused = next((each for each in self._running.values() if each.paused), None)
+                if paused is None:
+                    return
+                self._take_sequence(paused)
+                self._waiting.append(paused)
+            self._waiting.remove(generation)
             generation.sequence = self._free.pop()
             self._running[generation.sequence] = generation
+
+    def _take_sequence(self, generation: Generation) -> None:
+        if generation.sequence is not None and self._running.pop(generation.sequence, None) is not None:
+            self._engine.drop(generation.sequence)
+            self._free.append(generation.sequence)
+            generation.sequence = None
+            generation.evaluated = 0
 
     def _step(self) -> None:
         pending = [
@@ -180,6 +218,7 @@ class EngineLoop:
         ]
         for call in plan(pending, self._engine.capabilities.batch_tokens).calls:
             self._call([(self._running[share.sequence], share) for share in call])
+            self._flush()
 
     def _call(self, call: list[tuple[Generation, Share]]) -> None:
         runs = [
@@ -210,6 +249,7 @@ class EngineLoop:
         now = self._clock()
         for generation, share in call:
             self._charge(generation, now - started, len(call))
+            self._times[generation.request].evaluated_tokens += share.tokens
             generation.evaluated += share.tokens
             if generation.evaluated < generation.prompt_tokens:
                 self._send(Prompted(generation.request, generation.evaluated, generation.prompt_tokens))
@@ -242,7 +282,9 @@ class EngineLoop:
         result = GenerateResult(
             finish_reason=generation.finish_reason or "stop",
             usage=Usage(
-                prompt_tokens=generation.prompt_tokens, cached_tokens=0, completion_tokens=generation.completion_tokens
+                prompt_tokens=generation.prompt_tokens,
+                completion_tokens=generation.completion_tokens,
+                uncached_reason=UNCACHED,
             ),
             timings=Timings(
                 tokenize_seconds=times.tokenize_seconds,
@@ -256,6 +298,7 @@ class EngineLoop:
             "prompt_seconds": times.prompt_seconds,
             "decoding_seconds": times.decoding_seconds,
             "charged_seconds": times.charged_seconds,
+            "preempted": 0,
             "context": self._engine.capabilities.context,
         }
         self._send(Finished(generation.request, header, write_body(result)))
@@ -266,12 +309,16 @@ class EngineLoop:
         if found is None:
             return
         self._release(found)
-        del self._times[request]
-        self._send(Failed(request, code, message, {}, detail.encode("utf-8", "replace")))
+        times = self._times.pop(request)
+        numbers = {
+            "prompt_tokens": found.prompt_tokens,
+            "completion_tokens": found.completion_tokens,
+            "evaluated_tokens": times.evaluated_tokens,
+            "charged_seconds": times.charged_seconds,
+        }
+        self._send(Failed(request, code, message, numbers, detail.encode("utf-8", "replace")))
 
     def _release(self, generation: Generation) -> None:
         if generation in self._waiting:
             self._waiting.remove(generation)
-        if generation.sequence is not None and self._running.pop(generation.sequence, None) is not None:
-            self._engine.drop(generation.sequence)
-            self._free.append(generation.sequence)
+        self._take_sequence(generation)

@@ -6,7 +6,7 @@ the same, and a seed means the same in every backend.
 
 from __future__ import annotations
 
-from enclave.protocol.methods import Sampling as AskedSampling
+from enclave.protocol.bodies import Sampling as AskedSampling
 from enclaved.plugin.engine import Sampling
 
 _MASK = (1 << 64) - 1

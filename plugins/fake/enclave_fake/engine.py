@@ -173,6 +173,9 @@ class FakeEngine(Engine):
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def read_body(self, body: bytes) -> Sequence[Token] | None:
+        return [*map(Token, body), ANSWER] if self._knobs.mode == "body" else None
+
     def forward(self, runs: Sequence[Run]) -> None:
         """Takes as long as the knobs say, the newest tokens first, then each chunk of a prompt.
 
@@ -302,7 +305,7 @@ class FakeEngine(Engine):
         index = len(sequence.tokens) - prompt_length
         if self._knobs.text:
             answer = self._knobs.text.encode("utf-8", "replace")
-        elif self._knobs.mode == "echo":
+        elif self._knobs.mode in ("echo", "body"):
             answer = bytes(token for token in sequence.tokens[:prompt_length] if token < BEGIN)
         else:
             return Token(counting_byte(index))

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 KnobValue: TypeAlias = str | int | float | bool
 
-Mode: TypeAlias = Literal["count", "echo"]
+Mode: TypeAlias = Literal["count", "echo", "body"]
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -54,7 +54,8 @@ class Knobs:
     deaf: bool = False
     """Interrupting does nothing."""
     mode: Mode = "count"
-    """`count` answers "1 2 3 …" without end; `echo` answers the prompt, then ends."""
+    """`count` answers "1 2 3 …" without end; `echo` answers the prompt, then ends; `body` answers the very bytes of the
+    request's body, whatever they are, then ends."""
     text: str = ""
     """Answers this text, then ends, whatever the mode."""
     context: int = 4096
@@ -84,7 +85,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "batch_tokens": (1, 2**20),
     "cells": (0, 2**30),
 }
-_CHOICES: Mapping[str, tuple[str, ...]] = {"mode": ("count", "echo")}
+_CHOICES: Mapping[str, tuple[str, ...]] = {"mode": ("count", "echo", "body")}
 _DEFAULTS: Mapping[str, KnobValue] = dataclasses.asdict(Knobs())
 
 

@@ -61,6 +61,7 @@ class SmallEngine(Engine):
         self._held: dict[SequenceId, list[Token]] = {}
         self._prompts: dict[SequenceId, int] = {}
         self._ready: set[SequenceId] = set()
+        self._seen: set[tuple[Token, ...]] = set()
 
     @classmethod
     def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> SmallEngine:
@@ -91,7 +92,16 @@ class SmallEngine(Engine):
             self._held.setdefault(run.sequence, []).extend(run.tokens)
             if run.wants_logits:
                 self._ready.add(run.sequence)
-                self._prompts.setdefault(run.sequence, self.length(run.sequence))
+                self._prompts.setdefault(run.sequence, self._prompt_length(self._held[run.sequence]))
+
+    def _prompt_length(self, tokens: list[Token]) -> int:
+        """How many of these are prompt: all, unless they are a prompt that was seen before with part of its answer."""
+        for seen in self._seen:
+            answer = tokens[len(seen) :]
+            if answer and tokens[: len(seen)] == list(seen) and answer == list(reversed(seen))[: len(answer)]:
+                return len(seen)
+        self._seen.add(tuple(tokens))
+        return len(tokens)
 
     def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
         return [self._next(row.sequence) for row in rows]

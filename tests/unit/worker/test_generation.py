@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_engine import END, SmallVocabulary
 
-from enclave.protocol.methods import GenerateParams
+from enclave.protocol.bodies import GenerateParams
 from enclaved.plugin.engine import SequenceId, Token
 from enclaved.worker.generation import Generation
 from enclaved.worker.sampling import draw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 from unittest.mock import patch
@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_engine import TOO_LONG, SmallEngine
 
-from enclave.protocol.methods import GenerateParams, write_body
+from enclave.protocol.bodies import GenerateParams
+from enclave.protocol.methods import write_body
 from enclaved.link.messages import (
     Cancel,
     Chunk,
@@ -28,8 +29,8 @@ from enclaved.link.messages import (
     SetThreads,
     Submit,
 )
-from enclaved.plugin.engine import EngineError, InterruptedStepError, NoRoomError
-from enclaved.worker.loop import Command, EngineLoop
+from enclaved.plugin.engine import EngineError, InterruptedStepError, NoRoomError, Token
+from enclaved.worker.loop import UNCACHED, Command, EngineLoop
 
 TURNS_MAX = 1000
 
@@ -57,7 +58,7 @@ class Bench:
         self.said: list[FromChild] = []
         self.now = 0.0
         with patch("enclaved.worker.loop.SimpleQueue", NeverWaits):
-            self.loop = EngineLoop(self.engine, self.said.append, lambda: self.now)
+            self.loop = EngineLoop(self.engine, self.said.extend, lambda: self.now)
 
     def submit(self, request: str, prompt: str | tuple[int, ...] = "abc", max_tokens: int | None = None) -> None:
         self.loop.post(a_submit(request, prompt, max_tokens))
@@ -120,7 +121,7 @@ def test_a_request_is_measured_answered_and_finished(bench: Bench) -> None:
     assert bench.text("r") == "olleh"
     result = bench.result("r")
     assert result["finish_reason"] == "stop"
-    assert result["usage"] == {"prompt_tokens": 5, "completion_tokens": 5}
+    assert result["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "uncached_reason": UNCACHED}
     assert bench.said[-1] is bench.end("r")
     assert bench.engine.held == set()
 
@@ -324,6 +325,108 @@ def test_a_paused_request_can_be_cancelled(bench: Bench) -> None:
     bench.submit("other", "ab")
     bench.run("r", "other")
     assert bench.end("r").code == "cancelled"
+
+
+def test_a_paused_request_lends_its_sequence_and_says_the_same_as_if_it_had_not() -> None:
+    bench = Bench(SmallEngine(sequences=1))
+    bench.submit("slow", "abcdef")
+    while len(bench.text("slow")) < 3:
+        bench.loop.turn()
+    bench.loop.post(Pause("slow"))
+    bench.submit("quick", "uvw")
+    bench.run("quick")
+    assert bench.text("quick") == "wvu"
+    bench.loop.post(Resume("slow"))
+    bench.run("slow")
+    assert bench.text("slow") == "fedcba"
+    assert bench.engine.held == set()
+
+
+def test_a_request_that_is_paused_while_it_waits_for_a_sequence_does_not_take_one() -> None:
+    bench = Bench(SmallEngine(sequences=1))
+    bench.submit("first", "abc")
+    bench.submit("paused", "def")
+    bench.loop.post(Pause("paused"))
+    bench.submit("third", "ghi")
+    bench.run("first", "third")
+    assert bench.text("paused") == ""
+    bench.loop.post(Resume("paused"))
+    bench.run("paused")
+    assert bench.text("paused") == "fed"
+
+
+def test_a_request_whose_sequence_was_lent_can_be_cancelled() -> None:
+    bench = Bench(SmallEngine(sequences=1))
+    bench.submit("slow", "abcdef")
+    bench.loop.turn()
+    bench.loop.post(Pause("slow"))
+    bench.submit("quick", "uvw")
+    bench.loop.turn()
+    bench.loop.post(Cancel("slow"))
+    bench.run("slow", "quick")
+    assert bench.end("slow").code == "cancelled"
+    assert bench.text("quick") == "wvu"
+
+
+def test_a_cancelled_request_says_what_it_has_cost(bench: Bench) -> None:
+    def second_passes() -> None:
+        bench.now += 1
+
+    bench.engine.before_step = second_passes
+    bench.submit("r", "x" * 20)
+    bench.loop.turn()
+    bench.loop.turn()
+    bench.loop.post(Cancel("r"))
+    bench.submit("other", "a")
+    bench.run("r", "other")
+    assert bench.end("r").numbers == {
+        "prompt_tokens": 20,
+        "completion_tokens": 0,
+        "evaluated_tokens": 16,
+        "charged_seconds": 2.0,
+    }
+
+
+def test_what_a_step_says_leaves_in_one_go() -> None:
+    bench = Bench(SmallEngine(sequences=3, batch_tokens=8))
+    together: list[int] = []
+
+    def send_all(messages: Sequence[FromChild]) -> None:
+        together.append(len(messages))
+        bench.said.extend(messages)
+
+    vars(bench.loop)["_send_all"] = send_all
+    for request in "abc":
+        bench.submit(request, "xyz")
+    bench.run("a", "b", "c")
+    assert together.count(3) >= 2
+
+
+def test_an_engine_may_read_the_body_by_itself_and_gets_the_very_bytes(bench: Bench) -> None:
+    bodies: list[bytes] = []
+
+    def read(body: bytes) -> list[Token]:
+        bodies.append(body)
+        return [Token(byte) for byte in body]
+
+    vars(bench.engine)["read_body"] = read
+    body = b"\xc1\x91no MessagePack\xff"
+    bench.loop.post(a_submit("r", body=body))
+    bench.run("r")
+    assert bodies == [body]
+    tokens = [token for chunk in bench.of("r", Chunk) for value in values(chunk) for token in value["tokens"]]
+    assert bytes(tokens) == body[::-1]
+
+
+def test_an_engine_that_cannot_read_a_body_says_so_in_the_errors_body_only(bench: Bench) -> None:
+    def read(body: bytes) -> list[Token]:
+        raise EngineError(f"what is {body!r}?")
+
+    vars(bench.engine)["read_body"] = read
+    bench.loop.post(a_submit("r", body=b"secret"))
+    bench.run("r")
+    assert (bench.end("r").code, b"secret" in bench.end("r").body) == ("bad_request", True)
+    assert "secret" not in bench.end("r").message
 
 
 def test_threads_are_set_between_steps(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave.protocol.methods import Sampling as AskedSampling
+from enclave.protocol.bodies import Sampling as AskedSampling
 from enclaved.plugin.engine import Sampling
 from enclaved.worker.sampling import draw, sampling_of
 
