@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import zmq.asyncio
+import zmq
 
 from enclave.paths import DaemonState, Places, socket_path, write_state
 from enclave.protocol.messages import PROTOCOL_VERSION
@@ -22,7 +22,7 @@ from enclaved.core.events import ShutdownAsked
 from enclaved.core.ids import DeviceId
 from enclaved.core.state import Device, Limits, State
 from enclaved.core.story import Story
-from enclaved.daemon.broker import Broker, Call
+from enclaved.daemon.broker import Broker, BrokerSettings, Call
 from enclaved.daemon.catalog import Catalog, HeaderCache
 from enclaved.daemon.clock import SystemClock
 from enclaved.daemon.conductor import Conductor
@@ -63,7 +63,7 @@ class Daemon:
         _seed_routing_ids()
         async with asyncio.TaskGroup() as tasks:
             started = time.time()
-            context = zmq.asyncio.Context()
+            context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             clock = SystemClock()
             supervisor = self._supervisor(loop)
             machine = read_machine()
@@ -73,13 +73,13 @@ class Daemon:
             conductor = Conductor(State({cpu.id: cpu}, Limits()), Story(), clock, tasks)
             models = self._models(supervisor, cores)
             workers = self.config.table("workers", WorkerSettings)
-            hands = WorkerHands(models, supervisor, workers, clock, conductor.post)
+            hands = WorkerHands(models, supervisor, workers, clock, conductor.post, lambda: methods.looked())
             conductor.employ(hands)
 
             async def handle(call: Call) -> None:
                 await methods.handle(call)
 
-            broker = Broker(context, handle, tasks, __version__)
+            broker = Broker(context, handle, tasks, __version__, self.config.table("broker", BrokerSettings))
             methods = Methods(
                 identity=Identity(self.endpoint, str(self.places.home), _executable(), started),
                 models=models,
@@ -94,7 +94,6 @@ class Daemon:
             uid = os.getuid() if hasattr(os, "getuid") else None
             broker.bind(self.endpoint, pid=os.getpid(), uid=uid)
             tasks.create_task(conductor.run())
-            tasks.create_task(broker.serve())
             write_state(
                 self.places,
                 DaemonState(os.getpid(), __version__, PROTOCOL_VERSION, self.endpoint, started, _executable()),

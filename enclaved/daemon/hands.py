@@ -8,9 +8,11 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
+from enclave.protocol.bodies import AskerInfo, InstanceInfo, LoadResult, MemoryInfo
 from enclave.protocol.messages import ID_MAX, Progress, Result, Stage
-from enclave.protocol.methods import InstanceInfo, LoadResult, MemoryInfo, write_body
+from enclave.protocol.methods import write_body
 from enclaved.core.events import (
     Accept,
     CancelDispatched,
@@ -18,22 +20,25 @@ from enclaved.core.events import (
     Event,
     InstanceGone,
     InstanceReady,
+    LeasePaused,
+    LeaseResumed,
     LeaseReturned,
     Load,
     Reject,
     RequestCancelled,
+    Resume,
     SetThreads,
     Tell,
     Unload,
 )
-from enclaved.core.ids import InstanceId, ModelKey, RequestId
+from enclaved.core.ids import ClientId, InstanceId, ModelKey, RequestId
 from enclaved.core.reasons import Reason, Why
 from enclaved.core.state import State
-from enclaved.daemon.broker import Call, refusal_of
+from enclaved.daemon.broker import Call, Client, refusal_of
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.models import KnownModel, Models
 from enclaved.daemon.refusal import RefusalError
-from enclaved.daemon.reports import memory_in, refusal_in, seconds_in, walls_in
+from enclaved.daemon.reports import count_in, memory_in, numbers_in, refusal_in, seconds_in, walls_in
 from enclaved.daemon.supervisor import (
     ChildEndedError,
     LoadRefusedError,
@@ -97,12 +102,15 @@ class WorkerHands:
         settings: WorkerSettings,
         clock: Clock,
         post: Callable[[Event], None],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`changed` is called when an instance looks different although the core has decided nothing."""
         self._models = models
         self._supervisor = supervisor
         self._settings = settings
         self._clock = clock
         self._post = post
+        self._changed = changed
         self._pending: dict[RequestId, Pending] = {}
         self._live: dict[InstanceId, Live] = {}
 
@@ -153,8 +161,8 @@ class WorkerHands:
                 lost = Reason(Why.WORKER_DIED)
             else:
                 worker = live.worker
-                call.on_pause = lambda: worker.pause(action.request)
-                call.on_resume = lambda: worker.resume(action.request)
+                call.on_pause = lambda: self._pause(action, worker)
+                call.on_resume = lambda: self._post(LeaseResumed(call.id, action.request, action.instance))
                 outcome = await worker.run(_submit(pending), _AnswerStream(call, worker))
                 charged_seconds = self._answer(pending, live, action.instance, outcome)
         except WorkerDiedError as died:
@@ -179,6 +187,15 @@ class WorkerHands:
         logger.warning("worker %d did not give a request up and was ended", live.worker.child.pid)
         live.worker.child.kill()
 
+    def _pause(self, action: Dispatch, worker: Worker) -> None:
+        worker.pause(action.request)
+        self._post(LeasePaused(action.request, action.request, action.instance))
+
+    def resume(self, action: Resume) -> None:
+        live = self._live.get(action.instance)
+        if live is not None and live.worker is not None:
+            live.worker.resume(action.request)
+
     def reject(self, action: Reject) -> None:
         pending = self._pending.pop(action.request, None)
         if pending is None:
@@ -198,7 +215,9 @@ class WorkerHands:
             return
         already = live.ready_at is not None and live.ready_at <= pending.arrived_at
         result = LoadResult(instance=self._info(action.instance, live, "ready", "loaded"), already_loaded=already)
-        pending.call.result(Result(id=pending.call.request.id, body=write_body(result)))
+        pending.call.result(
+            Result(id=pending.call.request.id, **self._receipt(pending, live, action.instance), body=write_body(result))
+        )
 
     def tell(self, action: Tell) -> None:
         pending = self._pending.get(action.request)
@@ -241,6 +260,7 @@ class WorkerHands:
                         threads=instance.threads,
                         context=instance.context or instance.need.context,
                         sequences=instance.sequences or instance.need.sequences,
+                        askers=self._askers(state, instance.need.model),
                     )
                 )
         return infos
@@ -257,6 +277,7 @@ class WorkerHands:
         threads: int | None = None,
         context: int | None = None,
         sequences: int | None = None,
+        askers: tuple[AskerInfo, ...] = (),
     ) -> InstanceInfo:
         need, memory = live.load.need, live.memory
         child = live.worker.child if live.worker is not None else None
@@ -282,6 +303,28 @@ class WorkerHands:
             sequences=sequences or need.sequences,
             loaded_seconds=self._clock.monotonic() - live.ready_at if live.ready_at is not None else None,
             walls=walls_in(child.walls) if child is not None and child.walls else None,
+            askers=askers,
+        )
+
+    def _askers(self, state: State, model: ModelKey) -> tuple[AskerInfo, ...]:
+        """Whose requests run on a model or wait for it, in the order in which they first asked."""
+        counts: dict[ClientId, tuple[Client, int, int]] = {}
+        for request in state.requests.values():
+            pending = self._pending.get(request.id)
+            if request.model == model and pending is not None:
+                client, running, queued = counts.get(request.client, (pending.call.client, 0, 0))
+                runs = request.instance is not None
+                counts[request.client] = (client, running + runs, queued + (not runs))
+        return tuple(
+            AskerInfo(
+                session=session,
+                name=client.name,
+                pid=client.pid,
+                program=client.program,
+                running=running,
+                queued=queued,
+            )
+            for session, (client, running, queued) in counts.items()
         )
 
     # --- inside ---
@@ -297,6 +340,7 @@ class WorkerHands:
         except OSError as error:
             return Reason(Why.LAUNCH_FAILED, detail=str(error))
         live.worker = worker
+        self._changed()
         try:
             return await self._load_and_wait(live, worker)
         finally:
@@ -381,36 +425,47 @@ class WorkerHands:
 
     def _answer(self, pending: Pending, live: Live, instance: InstanceId, outcome: Finished | Failed) -> float:
         call = pending.call
+        now = self._clock.monotonic()
+        seconds_max = now - (pending.dispatched_at or now)
         if isinstance(outcome, Failed):
             if pending.ending is not None and outcome.code == "cancelled":
-                call.error(refusal_of(pending.ending))
+                refusal = refusal_of(pending.ending)
+                # What it has cost until then.
+                refusal.numbers |= numbers_in(outcome)
             else:
-                call.error(refusal_in(outcome, live.known, live.load.need.context))
-            return 0.0
-        now = self._clock.monotonic()
-        dispatched_at = pending.dispatched_at or now
-        loading = 0.0
-        if live.ready_at is not None and live.ready_at > pending.arrived_at:
-            loading = live.ready_at - max(live.started_at, pending.arrived_at)
-        charged_seconds = seconds_in(outcome.header, "charged_seconds", now - dispatched_at)
+                refusal = refusal_in(outcome, live.known, live.load.need.context)
+            call.error(refusal)
+            return seconds_in(outcome.numbers, "charged_seconds", seconds_max)
+        charged_seconds = seconds_in(outcome.header, "charged_seconds", seconds_max)
         call.result(
             Result(
                 id=call.request.id,
-                model=live.known.entry.name,
-                model_hash=str(live.known.identity) if live.known.identity is not None else None,
-                backend=live.known.backend.name,
-                device=live.load.need.device,
-                instance=instance,
-                queued_seconds=max(0.0, dispatched_at - pending.arrived_at - loading),
-                loading_seconds=loading,
+                **self._receipt(pending, live, instance),
                 charged_seconds=charged_seconds,
-                context=live.load.need.context,
-                prompt_seconds=seconds_in(outcome.header, "prompt_seconds", now - dispatched_at),
-                decoding_seconds=seconds_in(outcome.header, "decoding_seconds", now - dispatched_at),
+                prompt_seconds=seconds_in(outcome.header, "prompt_seconds", seconds_max),
+                decoding_seconds=seconds_in(outcome.header, "decoding_seconds", seconds_max),
+                preempted=count_in(outcome.header, "preempted"),
                 body=outcome.body,
             )
         )
         return charged_seconds
+
+    def _receipt(self, pending: Pending, live: Live, instance: InstanceId) -> dict[str, Any]:
+        """What a result's header says of who answered and of the waiting before."""
+        dispatched_at = pending.dispatched_at or self._clock.monotonic()
+        loading_seconds = 0.0
+        if live.ready_at is not None and live.ready_at > pending.arrived_at:
+            loading_seconds = live.ready_at - max(live.started_at, pending.arrived_at)
+        return {
+            "model": live.known.entry.name,
+            "model_hash": live.known.hash,
+            "backend": live.known.backend.name,
+            "device": live.load.need.device,
+            "instance": instance,
+            "queued_seconds": max(0.0, dispatched_at - pending.arrived_at - loading_seconds),
+            "loading_seconds": loading_seconds,
+            "context": live.load.need.context,
+        }
 
 
 class _AnswerStream:
@@ -448,7 +503,7 @@ def _submit(pending: Pending) -> Submit:
         max_tokens=request.max_tokens,
         choices=request.choices,
         priority=pending.priority,
-        body=request.body,
+        body=pending.call.take_body(),
     )
 
 

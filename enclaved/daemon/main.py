@@ -17,6 +17,7 @@ import zmq
 from enclave.paths import PathError, Places, choose_endpoint, places
 from enclaved import __version__
 from enclaved.daemon.app import Daemon
+from enclaved.daemon.broker import BrokerSettings
 from enclaved.daemon.config import Config, ConfigError, DaemonSettings, load_config
 from enclaved.daemon.hardware import CpuSettings, MemorySettings
 from enclaved.daemon.needs import InstanceSettings
@@ -41,6 +42,7 @@ EXIT_FAILED = 1
 EXIT_ALREADY_RUNNING = 3
 TABLES: Mapping[str, type] = {
     "": DaemonSettings,
+    "broker": BrokerSettings,
     "cpu": CpuSettings,
     "instances": InstanceSettings,
     "log": LogSettings,

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enclave.protocol.errors import RemoteProtocolError
-from enclave.protocol.messages import PROTOCOL_VERSION, Result
-from enclave.protocol.methods import (
+from enclave.protocol.bodies import (
     DaemonInfo,
     Empty,
+    EventsParams,
     HealthResult,
     InstancesResult,
     LoadParams,
@@ -33,9 +32,10 @@ from enclave.protocol.methods import (
     WhyParams,
     WhyRecord,
     WhyResult,
-    read_params,
-    write_body,
 )
+from enclave.protocol.errors import RemoteProtocolError
+from enclave.protocol.messages import PROTOCOL_VERSION, Result
+from enclave.protocol.methods import read_params, write_body
 from enclaved import __version__
 from enclaved.core.events import Priority, RequestArrived, UnloadAsked, Wish
 from enclaved.core.ids import InstanceId
@@ -47,6 +47,7 @@ from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.hands import WorkerHands
 from enclaved.daemon.models import Models
 from enclaved.daemon.needs import backends_of
+from enclaved.daemon.news import News
 from enclaved.daemon.refusal import RefusalError
 from enclaved.daemon.supervisor import Supervisor
 from enclaved.plugin.manager import PluginLine
@@ -91,18 +92,25 @@ class Methods:
         self._clock = clock
         self._sessions = sessions
         self._stop = stop
+        self._news = News(conductor.state, hands, self._model_infos, clock)
+        conductor.on_step = self.looked
         self._answers: dict[str, Callable[[Call, Any], Awaitable[object | None]]] = {
             "daemon.info": self._info,
             "daemon.health": self._health,
             "daemon.shutdown": self._shutdown,
             "models.list": self._list_models,
             "models.show": self._show_model,
+            "events.subscribe": self._subscribe,
             "instances.list": self._list_instances,
             "instances.load": self._load,
             "instances.unload": self._unload,
             "plugins.list": self._list_plugins,
             "scheduler.why": self._why,
         }
+
+    def looked(self) -> None:
+        """Something may have changed that subscribers hear of."""
+        self._news.looked()
 
     async def handle(self, call: Call) -> None:
         """Answers a call, or leaves its end to the core. Never raises for what a client can cause."""
@@ -167,6 +175,7 @@ class Methods:
                 priority=priority,
                 deadline_at=None if deadline is None else self._clock.monotonic() + deadline,
                 load_only=load_only,
+                asker=str(call.client),
             )
         )
 
@@ -193,9 +202,12 @@ class Methods:
     # --- models ---
 
     async def _list_models(self, call: Call, params: Empty) -> ModelsResult:
+        return ModelsResult(models=tuple(await self._news.models()))
+
+    async def _model_infos(self) -> list[ModelInfo]:
         entries = await self._models.catalog.models()
         names = await self._models.catalog.own_names()
-        return ModelsResult(models=tuple([ModelInfo(**await self._model_fields(entry, names)) for entry in entries]))
+        return [ModelInfo(**await self._model_fields(entry, names)) for entry in entries]
 
     async def _show_model(self, call: Call, params: ModelParams) -> ModelShow:
         entry, backend = await self._models.choose(params.model, None)
@@ -255,6 +267,9 @@ class Methods:
     async def _shutdown(self, call: Call, params: object) -> Empty:
         self._stop()
         return Empty()
+
+    async def _subscribe(self, call: Call, params: EventsParams) -> None:
+        await self._news.subscribe(call, params)
 
     async def _list_plugins(self, call: Call, params: Empty) -> PluginsResult:
         return PluginsResult(

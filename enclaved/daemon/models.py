@@ -4,6 +4,8 @@ the core says to load one of them."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
@@ -30,6 +32,15 @@ class KnownModel:
     header: ModelHeader
     identity: FileIdentity | None
     """Of the first file; None for a model without files."""
+
+    @property
+    def hash(self) -> str:
+        """What tells this model from another of the same name: which file it is, or for a model without files a hash
+        (SHA-256) of all that makes it."""
+        if self.identity is not None:
+            return str(self.identity)
+        made_of = json.dumps([self.entry.name, sorted(self.entry.settings.items())])
+        return f"sha256:{hashlib.sha256(made_of.encode()).hexdigest()}"
 
 
 class Models:

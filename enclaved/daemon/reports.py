@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import cast
 
+from enclave.protocol.bodies import WallsInfo
 from enclave.protocol.errors import CLIENT_SIDE_CODES, ERROR_CODES, Number
-from enclave.protocol.methods import WallsInfo
+from enclave.protocol.messages import COUNT_MAX
 from enclaved.daemon.models import KnownModel
 from enclaved.daemon.refusal import RefusalError
 from enclaved.link.messages import Failed, Loaded
@@ -36,11 +37,6 @@ CODES_OF_OURS = CLIENT_SIDE_CODES | frozenset(
 
 def refusal_in(failed: Failed, known: KnownModel, context: int) -> RefusalError:
     """The error that a worker ended a request with, on an instance with so much `context`."""
-    numbers: dict[str, Number] = {
-        key: value
-        for key, value in failed.numbers.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and len(key) <= 64
-    }
     trained = known.header.context_length or 0
     hint = None
     if failed.code == "context_exceeded":
@@ -51,9 +47,25 @@ def refusal_in(failed: Failed, known: KnownModel, context: int) -> RefusalError:
         failed.code if failed.code in ERROR_CODES and failed.code not in CODES_OF_OURS else "internal",
         f"{known.entry.name}: {failed.message}" if failed.code == "internal" else failed.message,
         hint=hint,
-        numbers=dict(list(numbers.items())[:NUMBERS_MAX]),
+        numbers=numbers_in(failed),
         detail=failed.body.decode("utf-8", "replace"),
     )
+
+
+def numbers_in(failed: Failed) -> dict[str, Number]:
+    """The figures that a worker gives with an error."""
+    numbers: dict[str, Number] = {
+        key: value
+        for key, value in failed.numbers.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and len(key) <= 64
+    }
+    return dict(list(numbers.items())[:NUMBERS_MAX])
+
+
+def count_in(header: Mapping[str, object], name: str) -> int:
+    """How often something happened, as a worker says."""
+    value = header.get(name)
+    return min(value, COUNT_MAX) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
 def seconds_in(header: Mapping[str, object], name: str, seconds_max: float) -> float:

@@ -21,6 +21,7 @@ PROCESS_BASE = (
     "enclaved.plugin",
     "enclave.protocol",
     "enclave.paths",
+    "enclave.sockets",
 )
 """What the code of a process builds on."""
 
@@ -37,6 +38,7 @@ ALLOWED = {
     "enclaved.__main__": ("enclaved.daemon.main",),
     "enclave.protocol": ("enclave.protocol",),
     "enclave.paths": (),
+    "enclave.sockets": (),
     "enclave": ("enclave",),
     **{plugin: (plugin, "enclaved.plugin") for plugin in PLUGINS},
     **{client: (client, "enclave") for client in CLIENTS},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import pytest
@@ -20,6 +21,19 @@ from enclave.protocol import (
 TOKEN = bytes(range(16))
 
 
+def feed_in_pieces(receiver: Session, frames: list[bytes]) -> None:
+    """Frames cut off after every byte, and with bytes and frames behind them, are refused by whoever would take them
+    whole; only a body is opaque and may end anywhere. Copies of the receiver take them, so that it is left alone."""
+    header, *rest = frames
+    broken = [[header[:length], *rest] for length in range(len(header))]
+    broken += [[header + behind, *rest] for behind in (b"\xc1", b"\0", header)]
+    broken += [frames[:count] for count in range(len(frames))]
+    broken.append([*frames, b"behind"])
+    for pieces in broken:
+        with pytest.raises(RemoteProtocolError):
+            copy.deepcopy(receiver).receive(pieces)
+
+
 class SessionPair:
     """A client's and a daemon's session; what one sends the other receives, and they must agree afterwards."""
 
@@ -30,7 +44,7 @@ class SessionPair:
 
     def opened(self) -> SessionPair:
         """With hello and welcome said."""
-        self.up(Hello(version=PROTOCOL_VERSION, client="test"))
+        self.up(Hello(version=PROTOCOL_VERSION, version_min=1, client="test"))
         self.down(Welcome(version=PROTOCOL_VERSION, token=TOKEN, server="1", pid=1, limits=self.limits))
         return self
 
@@ -49,7 +63,11 @@ class SessionPair:
         return caught.value
 
     def _move(self, sender: Session, receiver: Session, messages: Iterable[Message]) -> list[Message]:
-        received = [got for message in messages for got in receiver.receive(sender.send(message))]
+        received: list[Message] = []
+        for message in messages:
+            frames = sender.send(message)
+            feed_in_pieces(receiver, frames)
+            received += receiver.receive(frames)
         assert self.client.state is self.daemon.state
         assert self.client.open_ids == self.daemon.open_ids
         assert self.client.token == self.daemon.token
@@ -62,7 +80,7 @@ class SessionPair:
 @pytest.fixture
 def fresh() -> SessionPair:
     """Nothing said yet."""
-    return SessionPair(Limits(body_bytes=1000, attachment_bytes=100, attachments=2, open_requests=3))
+    return SessionPair(Limits(body_bytes=1000, attachment_bytes=100, attachments=2, open_requests=3, queued_bytes=1005))
 
 
 @pytest.fixture

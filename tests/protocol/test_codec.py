@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave.protocol import METHODS, LocalProtocolError, RemoteProtocolError, Request, check_request, read_params
+from enclave.protocol.bodies import GenerateParams, ModelInfo, Sampling
 from enclave.protocol.codec import Bounds, decode, elsewhere, encode, field_names
-from enclave.protocol.methods import GenerateParams, ModelInfo, Sampling
 from enclave.protocol.packing import pack
 
 

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pytest
 
 from enclave.protocol import packing
+from enclave.protocol.bodies import Empty
 from enclave.protocol.codec import ELSEWHERE, Bounds
 from enclave.protocol.errors import CLIENT_SIDE_CODES, ERROR_CODES
 from enclave.protocol.messages import MESSAGE_TYPES, PROTOCOL_VERSION, AttachmentInfo, Limits
-from enclave.protocol.methods import METHODS, Empty, Method
+from enclave.protocol.methods import METHODS, Method
 from enclave.protocol.session import TRANSITIONS, Role, State
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
@@ -157,8 +158,15 @@ def linked(kind: type[Any] | None) -> str:
 
 
 def method_row(row: Method) -> str:
-    built = "yes" if row.built else "not yet"
-    parts = (linked(row.params), linked(row.chunk), linked(row.result), row.answered_by.value, row.right.value, built)
+    parts = (
+        linked(row.params),
+        linked(row.chunk),
+        linked(row.result),
+        row.answered_by.value,
+        row.right.value,
+        "yes" if row.repeatable else "no",
+        "yes" if row.built else "not yet",
+    )
     return f"| `{row.name}` | {' | '.join(parts)} |"
 
 

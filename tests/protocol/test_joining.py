@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave.protocol import ChunkJoiner, attach, read_chunks, write_body
+from enclave.protocol.bodies import TextChunk
 from enclave.protocol.joining import JOINED_BYTES_MAX
-from enclave.protocol.methods import TextChunk
 
 
 def test_what_waits_is_joined_into_one_message() -> None:
@@ -44,26 +45,36 @@ def test_a_joined_message_has_an_upper_size() -> None:
     assert len(joiner) == 2
 
 
-def test_full_tells_when_the_budget_is_used_and_what_comes_anyway_is_kept() -> None:
-    joiner = ChunkJoiner(1, budget_bytes=3)
+def test_what_waits_is_counted_until_it_is_taken_or_dropped() -> None:
+    joiner = ChunkJoiner(1)
+    infos, frames = attach([("image/png", b"image")])
     joiner.put(b"ab")
-    assert not joiner.full
-    joiner.put(b"c")
-    assert joiner.full
-    joiner.put(b"d")
-    chunk = joiner.take()
-    assert chunk is not None
-    assert chunk.body == b"abcd"
-    assert not joiner.full
-    joiner.put(b"xyz")
+    joiner.put(b"c", 1, infos, frames)
+    assert joiner.waiting_bytes == 8
+    joiner.take()
+    assert joiner.waiting_bytes == 6
     joiner.drop()
-    assert (len(joiner), joiner.waiting_bytes, joiner.full) == (0, 0, False)
+    assert (len(joiner), joiner.waiting_bytes) == (0, 0)
 
 
-@given(st.lists(st.one_of(st.binary(max_size=20), st.none())), st.integers(1, 200))
-def test_nothing_is_lost_and_seq_has_no_gaps(steps: list[bytes | None], budget: int) -> None:
+def test_what_passes_through_and_what_waited_share_one_count() -> None:
+    joiner = ChunkJoiner(1)
+    joiner.put(b"a", 2)
+    joiner.take()
+    chunk = joiner.pass_through(b"bc", 3)
+    assert (chunk.seq, chunk.count, chunk.body) == (2, 3, b"bc")
+    joiner.put(b"d")
+    with pytest.raises(AssertionError):
+        joiner.pass_through(b"e", 1)
+    last = joiner.take()
+    assert last is not None
+    assert last.seq == 5
+
+
+@given(st.lists(st.one_of(st.binary(max_size=20), st.none())))
+def test_nothing_is_lost_and_seq_has_no_gaps(steps: list[bytes | None]) -> None:
     """None takes a message; bytes put one."""
-    joiner = ChunkJoiner(1, budget)
+    joiner = ChunkJoiner(1)
     put = taken = b""
     count = 0
     for step in [*steps, *[None] * len(steps)]:

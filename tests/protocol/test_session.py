@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from enclave.protocol import (
     Bye,
@@ -27,6 +29,7 @@ from enclave.protocol import (
     Session,
     Stage,
     State,
+    Versions,
     Welcome,
     attach,
     failure,
@@ -163,15 +166,29 @@ def wire(message: Message) -> list[bytes]:
 
     from enclave.protocol.messages import to_frames
 
-    if isinstance(message, (Request, Cancel, Credit, Bye)):
+    if isinstance(message, (Request, Cancel, Credit, Bye, Pong)):
         message = replace(message, token=TOKEN)
     return to_frames(message, Limits())
 
 
-def test_the_table_never_lets_both_sides_send_the_same() -> None:
-    """Role is part of the key only for reading: a step belongs to one side."""
+def test_only_pings_and_pongs_go_both_ways() -> None:
     senders = {step: {role for rows in TRANSITIONS.values() for role, known in rows if known is step} for step in Step}
-    assert all(len(roles) == 1 for roles in senders.values())
+    assert {step for step, roles in senders.items() if len(roles) == 2} == {Step.PING, Step.PONG}
+
+
+def test_a_ping_is_answered_with_its_data_whoever_asks(pair: SessionPair) -> None:
+    (ping,) = pair.down(Ping(data=b"12345678"))
+    assert ping == Ping(data=b"12345678")
+    (pong,) = pair.up(Pong(data=b"12345678"))
+    assert isinstance(pong, Pong)
+    assert (pong.data, pong.token) == (b"12345678", TOKEN)
+    assert pair.up(Ping(data=b"x")) == [Ping(data=b"x")]
+    assert pair.down(Pong(data=b"x")) == [Pong(data=b"x")]
+
+
+@pytest.mark.parametrize("token", [None, b"", b"x" * 16])
+def test_a_clients_pong_without_its_token_ends_the_session(pair: SessionPair, token: bytes | None) -> None:
+    assert pair.refused([packed(type="pong", data=b"1", token=token)]).code == "unauthorised"
 
 
 # --- messages that cross ---
@@ -328,12 +345,43 @@ def test_an_empty_token_is_not_the_token_of_a_session_without_one(fresh: Session
 
 def test_another_version_is_told_even_when_its_hello_looks_different(fresh: SessionPair) -> None:
     error = fresh.refused([packed(type="hello", version=2, who=["somebody"])])
-    assert (error.code, error.numbers) == ("version_mismatch", {"client": 2, "daemon": 1})
+    numbers = {"client": 2, "client_min": 2, "daemon": 1, "daemon_min": 1}
+    assert (error.code, error.numbers) == ("version_mismatch", numbers)
     fresh.client.send(Hello(version=1, client="x"))
     (answer,) = fresh.client.receive(fresh.daemon.refuse(error))
     assert isinstance(answer, Error)
-    assert answer.numbers == {"client": 2, "daemon": 1}
+    assert answer.numbers == numbers
     assert fresh.client.state is State.CLOSED
+
+
+@given(st.tuples(*[st.integers(0, 4)] * 4))
+def test_both_go_by_the_newest_version_that_both_speak_or_say_that_there_is_none(bounds: tuple[int, ...]) -> None:
+    ours, theirs = (Versions(min(pair), max(pair)) for pair in (bounds[:2], bounds[2:]))
+    common = {*range(ours.oldest, ours.newest + 1)} & {*range(theirs.oldest, theirs.newest + 1)}
+    client, daemon = Session(Role.CLIENT, versions=theirs), Session(Role.DAEMON, versions=ours)
+    hello = client.send(Hello(version=theirs.newest, version_min=theirs.oldest, client="x"))
+    if not common:
+        with pytest.raises(RemoteProtocolError) as caught:
+            daemon.receive(hello)
+        assert caught.value.code == "version_mismatch"
+        return
+    daemon.receive(hello)
+    assert daemon.version == max(common)
+    for version in {ours.oldest, ours.newest} - common:
+        with pytest.raises(LocalProtocolError):
+            daemon.send(Welcome(version=version, token=TOKEN, server="1", pid=1))
+    client.receive(daemon.send(Welcome(version=max(common), token=TOKEN, server="1", pid=1)))
+    assert client.version == max(common)
+    assert (client.state, daemon.state) == (State.OPEN, State.OPEN)
+
+
+@pytest.mark.parametrize("fields", [{"version": "1"}, {"version": True}, {"version": 1, "version_min": "0"}, {}])
+def test_a_hello_whose_version_is_no_number_is_a_bad_message(fresh: SessionPair, fields: dict[str, Any]) -> None:
+    assert fresh.refused([packed(type="hello", client="x", **fields)]).code == "bad_message"
+
+
+def test_a_hello_that_ends_below_where_it_begins_is_spoken_by_nobody(fresh: SessionPair) -> None:
+    assert fresh.refused([packed(type="hello", client="x", version=1, version_min=5)]).code == "version_mismatch"
 
 
 def test_a_daemon_of_another_version_is_refused_by_the_client(fresh: SessionPair) -> None:
@@ -364,6 +412,8 @@ def test_too_many_open_requests_are_busy_and_the_session_goes_on(pair: SessionPa
     with pytest.raises(LocalProtocolError) as caught:
         pair.client.send(request(4))
     assert caught.value.code == "busy"
+    assert caught.value.numbers == error.numbers == {"open_requests": 3, "open_requests_max": 3}
+    assert caught.value.retry_after == error.retry_after is not None
     assert pair.client.open_ids == (1, 2, 3)
 
 
@@ -373,8 +423,9 @@ def test_too_many_open_requests_are_busy_and_the_session_goes_on(pair: SessionPa
         {"body": bytes(1001)},
         {"attachments": attach([("a", bytes(101))])[0], "frames": (bytes(101),)},
         {"attachments": attach([("a", b"")] * 3)[0], "frames": (b"",) * 3},
+        {"body": bytes(950), "attachments": attach([("a", bytes(60))])[0], "frames": (bytes(60),)},
     ],
-    ids=["body", "attachment", "attachments"],
+    ids=["body", "attachment", "attachments", "altogether"],
 )
 def test_what_is_too_large_is_refused_before_sending_and_on_arrival(pair: SessionPair, fields: dict[str, Any]) -> None:
     with pytest.raises(LocalProtocolError) as local:

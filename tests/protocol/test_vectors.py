@@ -8,13 +8,14 @@ from typing import Any, cast
 
 import pytest
 
-from enclave.protocol import Limits, RemoteProtocolError, Request, check_request, read_params
+from enclave.protocol import Limits, RemoteProtocolError, Request, Role, Session, State, check_request, read_params
 from enclave.protocol.codec import encode
-from enclave.protocol.messages import CLIENT_MESSAGES, MESSAGE_TYPES, parse, read_raw, to_frames
+from enclave.protocol.messages import CLIENT_MESSAGES, DAEMON_MESSAGES, MESSAGE_TYPES, parse, read_raw, to_frames
 from enclave.protocol.packing import BODY_LIMITS, iterate
 
 FOLDER = Path(__file__).parent / "vectors"
 MESSAGES: list[dict[str, Any]] = json.loads((FOLDER / "messages.json").read_text(encoding="utf-8"))
+SESSION: list[dict[str, Any]] = json.loads((FOLDER / "session.json").read_text(encoding="utf-8"))
 REFUSED: list[dict[str, Any]] = json.loads((FOLDER / "refused.json").read_text(encoding="utf-8"))
 
 
@@ -38,7 +39,7 @@ def test_a_message_is_read_as_the_vector_says_and_written_to_the_same_bytes(vect
     frames = frames_of(vector)
     message = parse(read_raw(frames), Limits())
     assert as_json({"type": message.TYPE, **encode(message)}) == vector["header"]
-    assert isinstance(message, CLIENT_MESSAGES) == (vector["from"] == "client")
+    assert isinstance(message, CLIENT_MESSAGES if vector["from"] == "client" else DAEMON_MESSAGES)
     if "body" in vector:
         assert as_json(list(iterate(frames[1], BODY_LIMITS))) == vector["body"]
     if isinstance(message, Request):
@@ -64,3 +65,38 @@ def test_a_message_is_refused_with_the_code_and_field_of_the_vector(vector: dict
 
 def test_every_message_type_has_a_vector() -> None:
     assert {vector["header"]["type"] for vector in MESSAGES} == set(MESSAGE_TYPES)
+
+
+def test_the_session_in_full_is_what_both_sides_say_and_understand() -> None:
+    """Each step's bytes are taken by the other side, and are those that this code writes for the same message."""
+    client, daemon = Session(Role.CLIENT), Session(Role.DAEMON)
+    for step in SESSION:
+        sender, receiver = (client, daemon) if step["from"] == "client" else (daemon, client)
+        frames = frames_of(step)
+        (message,) = receiver.receive(frames)
+        assert as_json({"type": message.TYPE, **encode(message)}) == step["header"]
+        if "body" in step:
+            assert as_json(list(iterate(frames[1], BODY_LIMITS))) == step["body"]
+        assert sender.send(message) == frames
+    assert client.state is daemon.state is State.CLOSED
+    assert {step["header"]["type"] for step in SESSION} == set(MESSAGE_TYPES)
+
+
+def test_the_page_shows_the_session_as_the_vector_has_it() -> None:
+    page = (FOLDER.parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    assert session_as_text(SESSION) in page
+
+
+def session_as_text(steps: list[dict[str, Any]]) -> str:
+    """One block for each step: who says what and why, then the frames in hex, wrapped."""
+    blocks: list[str] = []
+    for step in steps:
+        arrow = "client → daemon" if step["from"] == "client" else "daemon → client"
+        note = f"  {step['note']}" if step["note"] else ""
+        lines = [f"{arrow}  {step['header']['type']}{note}"]
+        for number, frame in enumerate(step["frames"]):
+            name = "header" if number == 0 else "body"
+            wrapped = [frame[start : start + 100] for start in range(0, len(frame), 100)] or ["(empty)"]
+            lines += [f"  {name if row == 0 else '':<7} {part}" for row, part in enumerate(wrapped)]
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks)

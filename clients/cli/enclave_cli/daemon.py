@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, Unpack
 
 if TYPE_CHECKING:
     from enclave.calls import SamplingOptions
-    from enclave.protocol.messages import Progress
-    from enclave.protocol.methods import (
+    from enclave.protocol.bodies import (
         InstanceInfo,
         LoadResult,
         ModelInfo,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
         Usage,
         WhyRecord,
     )
+    from enclave.protocol.messages import Progress
 
 Notice: TypeAlias = Callable[["Progress"], object]
 """Is told why a request waits, as long as it does."""

@@ -14,8 +14,8 @@ from enclave_cli.output import clean, json_text, plain, plain_map
 from enclave_cli.progress import sentence
 
 if TYPE_CHECKING:
+    from enclave.protocol.bodies import TextChunk
     from enclave.protocol.messages import Progress
-    from enclave.protocol.methods import TextChunk
     from enclave_cli.daemon import Answer
     from enclave_cli.status_line import StatusLine
 

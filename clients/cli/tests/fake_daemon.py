@@ -17,8 +17,7 @@ from typing import Any, Self, Unpack, cast
 
 from enclave.calls import SamplingOptions
 from enclave.exceptions import EnclaveError, error_for
-from enclave.protocol.messages import Progress, Stage
-from enclave.protocol.methods import (
+from enclave.protocol.bodies import (
     InstanceInfo,
     LoadResult,
     MemoryInfo,
@@ -33,6 +32,7 @@ from enclave.protocol.methods import (
     WallsInfo,
     WhyRecord,
 )
+from enclave.protocol.messages import Progress, Stage
 from enclave_cli.daemon import Notice
 from enclave_cli.invocation import Priority
 

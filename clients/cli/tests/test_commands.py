@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from enclave.protocol.methods import InstanceInfo, MemoryInfo, WallsInfo, WhyRecord
+from enclave.protocol.bodies import InstanceInfo, MemoryInfo, WallsInfo, WhyRecord
 from enclave_cli.commands import ps, serve, why
 from enclave_cli.errors import ExitCode
 

@@ -174,7 +174,7 @@ def test_json_is_one_document_at_the_end(run: Run, daemon: FakeDaemon) -> None:
     assert done.json == {
         "text": TEXT,
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 5, "cached_tokens": 3, "completion_tokens": 42},
+        "usage": {"prompt_tokens": 5, "cached_tokens": 3, "completion_tokens": 42, "uncached_reason": None},
         "timings": {
             "tokenize_seconds": None,
             "prompt_seconds": 0.01,
@@ -237,7 +237,7 @@ def test_verbose_prints_the_receipt_on_standard_error(run: Run) -> None:
 
 
 def test_a_receipt_without_measurements_says_less(run: Run, daemon: FakeDaemon) -> None:
-    from enclave.protocol.methods import Timings, Usage
+    from enclave.protocol.bodies import Timings, Usage
 
     class Answer:
         finish_reason = "length"

@@ -11,14 +11,14 @@ Names are imported at their first use, so that `import enclave.protocol` brings 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from enclave.aio import AsyncClient as AsyncClient
-    from enclave.aio import AsyncStream as AsyncStream
+    from enclave.aio_stream import AsyncStream as AsyncStream
     from enclave.client import Client as Client
-    from enclave.client import Stream as Stream
     from enclave.exceptions import BackingOffError as BackingOffError
     from enclave.exceptions import BadConfigError as BadConfigError
     from enclave.exceptions import BadMessageError as BadMessageError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from enclave.exceptions import InstanceNotFoundError as InstanceNotFoundError
     from enclave.exceptions import InternalError as InternalError
     from enclave.exceptions import LoadFailedError as LoadFailedError
+    from enclave.exceptions import LostRequest as LostRequest
     from enclave.exceptions import ModelNotFoundError as ModelNotFoundError
     from enclave.exceptions import ModelUnreadableError as ModelUnreadableError
     from enclave.exceptions import NoBackendError as NoBackendError
@@ -47,34 +48,38 @@ if TYPE_CHECKING:
     from enclave.exceptions import UnsupportedModelError as UnsupportedModelError
     from enclave.exceptions import VersionMismatchError as VersionMismatchError
     from enclave.exceptions import WorkerDiedError as WorkerDiedError
+    from enclave.protocol.bodies import AskerInfo as AskerInfo
+    from enclave.protocol.bodies import DaemonInfo as DaemonInfo
+    from enclave.protocol.bodies import EventChunk as EventChunk
+    from enclave.protocol.bodies import HealthResult as HealthResult
+    from enclave.protocol.bodies import InstanceInfo as InstanceInfo
+    from enclave.protocol.bodies import LoadResult as LoadResult
+    from enclave.protocol.bodies import MemoryInfo as MemoryInfo
+    from enclave.protocol.bodies import ModelHeaderInfo as ModelHeaderInfo
+    from enclave.protocol.bodies import ModelInfo as ModelInfo
+    from enclave.protocol.bodies import ModelShow as ModelShow
+    from enclave.protocol.bodies import PluginInfo as PluginInfo
+    from enclave.protocol.bodies import PullResult as PullResult
+    from enclave.protocol.bodies import TextChunk as TextChunk
+    from enclave.protocol.bodies import Timings as Timings
+    from enclave.protocol.bodies import Usage as Usage
+    from enclave.protocol.bodies import WhyRecord as WhyRecord
     from enclave.protocol.messages import Priority as Priority
     from enclave.protocol.messages import Progress as Progress
     from enclave.protocol.messages import Stage as Stage
-    from enclave.protocol.methods import DaemonInfo as DaemonInfo
-    from enclave.protocol.methods import EventChunk as EventChunk
-    from enclave.protocol.methods import HealthResult as HealthResult
-    from enclave.protocol.methods import InstanceInfo as InstanceInfo
-    from enclave.protocol.methods import LoadResult as LoadResult
-    from enclave.protocol.methods import MemoryInfo as MemoryInfo
-    from enclave.protocol.methods import ModelHeaderInfo as ModelHeaderInfo
-    from enclave.protocol.methods import ModelInfo as ModelInfo
-    from enclave.protocol.methods import ModelShow as ModelShow
-    from enclave.protocol.methods import PluginInfo as PluginInfo
-    from enclave.protocol.methods import PullResult as PullResult
-    from enclave.protocol.methods import TextChunk as TextChunk
-    from enclave.protocol.methods import Timings as Timings
-    from enclave.protocol.methods import Usage as Usage
-    from enclave.protocol.methods import WhyRecord as WhyRecord
     from enclave.results import ChatResult as ChatResult
     from enclave.results import Embeddings as Embeddings
+    from enclave.results import Prefilled as Prefilled
+    from enclave.results import Ranking as Ranking
     from enclave.results import Receipt as Receipt
     from enclave.results import TextResult as TextResult
+    from enclave.stream import Stream as Stream
 
 _HOMES = {
     "AsyncClient": "enclave.aio",
-    "AsyncStream": "enclave.aio",
+    "AsyncStream": "enclave.aio_stream",
     "Client": "enclave.client",
-    "Stream": "enclave.client",
+    "Stream": "enclave.stream",
     "EnclaveError": "enclave.exceptions",
     "BadMessageError": "enclave.exceptions",
     "BadRequestError": "enclave.exceptions",
@@ -89,6 +94,7 @@ _HOMES = {
     "UnsupportedModelError": "enclave.exceptions",
     "NoBackendError": "enclave.exceptions",
     "LoadFailedError": "enclave.exceptions",
+    "LostRequest": "enclave.exceptions",
     "OutOfMemoryError": "enclave.exceptions",
     "ContextExceededError": "enclave.exceptions",
     "BusyError": "enclave.exceptions",
@@ -106,23 +112,26 @@ _HOMES = {
     "Priority": "enclave.protocol.messages",
     "Progress": "enclave.protocol.messages",
     "Stage": "enclave.protocol.messages",
-    "DaemonInfo": "enclave.protocol.methods",
-    "EventChunk": "enclave.protocol.methods",
-    "HealthResult": "enclave.protocol.methods",
-    "InstanceInfo": "enclave.protocol.methods",
-    "LoadResult": "enclave.protocol.methods",
-    "MemoryInfo": "enclave.protocol.methods",
-    "ModelHeaderInfo": "enclave.protocol.methods",
-    "ModelInfo": "enclave.protocol.methods",
-    "ModelShow": "enclave.protocol.methods",
-    "PluginInfo": "enclave.protocol.methods",
-    "PullResult": "enclave.protocol.methods",
-    "TextChunk": "enclave.protocol.methods",
-    "Timings": "enclave.protocol.methods",
-    "Usage": "enclave.protocol.methods",
-    "WhyRecord": "enclave.protocol.methods",
+    "DaemonInfo": "enclave.protocol.bodies",
+    "EventChunk": "enclave.protocol.bodies",
+    "HealthResult": "enclave.protocol.bodies",
+    "AskerInfo": "enclave.protocol.bodies",
+    "InstanceInfo": "enclave.protocol.bodies",
+    "LoadResult": "enclave.protocol.bodies",
+    "MemoryInfo": "enclave.protocol.bodies",
+    "ModelHeaderInfo": "enclave.protocol.bodies",
+    "ModelInfo": "enclave.protocol.bodies",
+    "ModelShow": "enclave.protocol.bodies",
+    "PluginInfo": "enclave.protocol.bodies",
+    "PullResult": "enclave.protocol.bodies",
+    "TextChunk": "enclave.protocol.bodies",
+    "Timings": "enclave.protocol.bodies",
+    "Usage": "enclave.protocol.bodies",
+    "WhyRecord": "enclave.protocol.bodies",
     "ChatResult": "enclave.results",
     "Embeddings": "enclave.results",
+    "Prefilled": "enclave.results",
+    "Ranking": "enclave.results",
     "Receipt": "enclave.results",
     "TextResult": "enclave.results",
 }
@@ -166,6 +175,7 @@ __all__ = [  # noqa: RUF022  the clients first
     "DaemonInfo",
     "EventChunk",
     "HealthResult",
+    "AskerInfo",
     "InstanceInfo",
     "LoadResult",
     "MemoryInfo",
@@ -180,6 +190,9 @@ __all__ = [  # noqa: RUF022  the clients first
     "WhyRecord",
     "ChatResult",
     "Embeddings",
+    "LostRequest",
+    "Prefilled",
+    "Ranking",
     "Receipt",
     "TextResult",
 ]
@@ -189,6 +202,8 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value

@@ -6,16 +6,16 @@ Both clients build their requests here, so that they cannot differ. Nothing here
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypedDict, cast
 
 from enclave.exceptions import BadRequestError, error_from
-from enclave.protocol.codec import field_names
-from enclave.protocol.errors import LocalProtocolError
-from enclave.protocol.messages import Priority, Progress, Request
-from enclave.protocol.methods import (
+from enclave.protocol.bodies import (
+    AliasParams,
     ChatParams,
+    ConfigParams,
     DetokenizeParams,
+    DownloadParams,
     EmbedParams,
     Empty,
     EventsParams,
@@ -23,16 +23,22 @@ from enclave.protocol.methods import (
     InfillParams,
     LoadParams,
     ModelParams,
+    PinParams,
     PrefillParams,
     PrefixParams,
     RenderParams,
     RerankParams,
+    SearchParams,
     ShutdownParams,
     TokenizeParams,
     UnloadParams,
     WhyParams,
-    write_body,
 )
+from enclave.protocol.codec import field_names
+from enclave.protocol.errors import LocalProtocolError
+from enclave.protocol.messages import Priority, Progress, Request
+from enclave.protocol.methods import METHODS, write_body
+from enclave.protocol.records import record
 
 PriorityName = Literal["interactive", "normal", "background"]
 Message = Mapping[str, object]
@@ -98,7 +104,7 @@ _RENAMED = {"prefix_name": "prefix"}
 _OPTION_NAMES = frozenset(SamplingOptions.__annotations__)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """One call, ready to become a request."""
 
@@ -110,9 +116,20 @@ class Call:
     progress: Callable[[Progress], object] | None = field(default=None, repr=False)
     events: bool = False
 
-    def request(self, request_id: int) -> Request:
-        """The request under this id."""
-        return Request(id=request_id, method=self.method, model=self.model, body=self.body, **self.header)
+    @property
+    def deadline(self) -> float | None:
+        """Seconds from the call within which the whole answer is wanted."""
+        return self.header.get("deadline")
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether its method may be asked again when nothing has come of the first time."""
+        return METHODS[self.method].repeatable
+
+    def request(self, request_id: int, deadline: float | None = None) -> Request:
+        """The request under this id, with a `deadline` instead of the first one where some of that has passed."""
+        header: dict[str, Any] = {**self.header, **({} if deadline is None else {"deadline": deadline})}
+        return Request(id=request_id, method=self.method, model=self.model, body=self.body, **header)
 
 
 def generate(model: str | None, prompt: Prompt, options: SamplingOptions) -> Call:
@@ -121,10 +138,22 @@ def generate(model: str | None, prompt: Prompt, options: SamplingOptions) -> Cal
 
 
 def chat(
-    model: str, messages: Sequence[Message], tools: Sequence[Message], schema: Message | None, options: SamplingOptions
+    model: str,
+    messages: Sequence[Message],
+    tools: Sequence[Message],
+    schema: Message | None,
+    template: str | None,
+    template_arguments: Message | None,
+    options: SamplingOptions,
 ) -> Call:
     """A conversation."""
-    params = {"messages": tuple(messages), "tools": tuple(tools), "schema": schema}
+    params = {
+        "messages": tuple(messages),
+        "tools": tuple(tools),
+        "schema": schema,
+        "template": template,
+        "template_arguments": template_arguments,
+    }
     return _call("chat", model, ChatParams, params, options)
 
 
@@ -199,6 +228,36 @@ def pull(reference: str, progress: Callable[[Progress], object] | None) -> Call:
     return _call("models.pull", None, ModelParams, {"model": reference}, {"progress": progress, "events": True})
 
 
+def search(query: str, source: str | None, limit: int) -> Call:
+    """Models of a source."""
+    return _call("models.search", None, SearchParams, {"query": query, "source": source, "limit": limit}, {})
+
+
+def remove(model: str) -> Call:
+    """A model to take out of the catalog."""
+    return _call("models.remove", None, ModelParams, {"model": model}, {})
+
+
+def alias(name: str, model: str | None) -> Call:
+    """A second name for a model."""
+    return _call("models.alias", None, AliasParams, {"alias": name, "model": model}, {})
+
+
+def downloads() -> Call:
+    """Pulls that wait, run or have failed."""
+    return _call("downloads.list", None, Empty, {}, {})
+
+
+def cancel_download(download: str) -> Call:
+    """A pull to end."""
+    return _call("downloads.cancel", None, DownloadParams, {"download": download}, {})
+
+
+def pin(model: str, pinned: bool) -> Call:
+    """A model that stays, or no longer does."""
+    return _call("instances.pin", None, PinParams, {"model": model, "pinned": pinned}, {})
+
+
 def load(params: Mapping[str, object], progress: Callable[[Progress], object] | None) -> Call:
     """A model to have ready."""
     return _call("instances.load", None, LoadParams, params, {"progress": progress, "events": True})
@@ -242,6 +301,31 @@ def info() -> Call:
 def health() -> Call:
     """How the daemon does."""
     return _call("daemon.health", None, Empty, {}, {})
+
+
+def metrics() -> Call:
+    """Figures for a monitoring system."""
+    return _call("daemon.metrics", None, Empty, {}, {})
+
+
+def hardware() -> Call:
+    """What this machine has."""
+    return _call("hardware.show", None, Empty, {}, {})
+
+
+def privacy() -> Call:
+    """Contacts with the outside."""
+    return _call("privacy.report", None, Empty, {}, {})
+
+
+def config(name: str | None) -> Call:
+    """Settings."""
+    return _call("config.get", None, ConfigParams, {"name": name}, {})
+
+
+def set_config(name: str, value: object) -> Call:
+    """A setting to change."""
+    return _call("config.set", None, ConfigParams, {"name": name, "value": value}, {})
 
 
 def shutdown(now: bool) -> Call:
@@ -290,7 +374,14 @@ def _call(
     if model is not None and not isinstance(cast(object, model), str):
         raise TypeError(f"{name}(): a model is named by text or a path, not by {type(model).__name__}")
     try:
-        return Call(name, model, header, write_body(params(**body)), progress, with_events)
+        return Call(
+            method=name,
+            model=model,
+            header=header,
+            body=write_body(params(**body)),
+            progress=progress,
+            events=with_events,
+        )
     except LocalProtocolError as error:
         raise error_from(error) from error
 

@@ -1,267 +1,60 @@
-"""The blocking client: one ZeroMQ socket, no thread of its own; it reads the socket while a caller waits.
+"""The blocking client: the methods of the daemon as plain calls. Its asynchronous twin is aio.py.
 
-One thread at a time may use a Client. Streams of one client interleave: waiting for one takes in what comes for the
-others. The asynchronous twin is aio.py; both are driven by conversation.py and calls.py.
+Any number of threads may share a client; connection.py does the waiting. After a fork each process has a connection of
+its own.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from math import ceil
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, Unpack
-
-import zmq
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from enclave import calls
 from enclave.calls import Message, PriorityName, Prompt, RequestOptions, SamplingOptions
 from enclave.connecting import (
     CONNECT_ATTEMPTS,
     CONNECT_SECONDS,
-    MONITORED,
     ClientOptions,
     find_address,
-    is_lost,
-    lost_error,
     no_answer,
-    no_welcome,
-    program,
-    set_options,
+    not_again,
 )
-from enclave.conversation import Answer, Conversation
-from enclave.exceptions import ConnectionLostError
+from enclave.exceptions import ConnectionLostError, EnclaveError
 from enclave.naming import ModelName, named
-from enclave.protocol.messages import Priority, Progress
-from enclave.protocol.methods import (
-    DaemonInfo,
-    EventChunk,
-    HealthResult,
-    InstanceInfo,
-    LoadResult,
-    ModelInfo,
-    ModelShow,
-    PluginInfo,
-    PrefillResult,
-    PullResult,
-    RenderResult,
-    RerankResult,
-    TextChunk,
-    UnloadResult,
-    WhyRecord,
-)
-from enclave.results import ChatResult, Embeddings, TextResult
+from enclave.stream import Stream
 
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
-
-MESSAGES_A_TURN = 256
-"""Taken in before a waiting caller looks at what has come."""
-
-
-class Stream(Generic[ItemT, ResultT]):
-    """The answer to a call while it comes: iterate for its pieces, `result()` for the whole.
-
-    Leaving a `for` loop early, leaving the `with` block or `cancel()` cancels the request. What came is kept by
-    `result()`, not by a second iteration.
-    """
-
-    def __init__(self, connection: Connection, answer: Answer) -> None:
-        self._connection = connection
-        self._answer = answer
-
-    def __repr__(self) -> str:
-        return f"<Stream {self._answer!r}>"
-
-    def __iter__(self) -> Iterator[ItemT]:
-        try:
-            while self._wait_item():
-                yield self._answer.take()  # type: ignore[misc]  # pyright: ignore[reportReturnType]
-        finally:
-            self.cancel()
-        if self._answer.error is not None and not self._answer.cancelled:
-            raise self._answer.error
-
-    def _wait_item(self) -> bool:
-        """Wait for something to take; False when nothing will come any more."""
-        answer = self._answer
-        while True:
-            self._report()
-            if answer.has_items:
-                self._connection.grant(answer)
-                return True
-            if answer.done or answer.cancelled:
-                return False
-            self._connection.grant(answer)
-            self._connection.wait()
-
-    def _report(self) -> None:
-        progress = self._answer.call.progress
-        if progress is not None:
-            for news in self._answer.take_progress():
-                progress(news)
-
-    def result(self) -> ResultT:
-        """Wait for the end and give the whole; raises the EnclaveError that the call ended with."""
-        answer = self._answer
-        answer.collect()
-        try:
-            while not answer.done:
-                self._connection.grant(answer)
-                self._connection.wait()
-                self._report()
-            self._report()
-        finally:
-            self.cancel()  # does nothing after the end
-        return answer.outcome()
-
-    @property
-    def id(self) -> int:
-        """The request's number in this client's session."""
-        return self._answer.id
-
-    @property
-    def done(self) -> bool:
-        """Whether the end has been seen."""
-        return self._answer.done
-
-    def cancel(self) -> None:
-        """Ask for the end now; does nothing when it has come already."""
-        self._connection.cancel(self._answer)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
-
-
-class Connection:
-    """The socket with its conversation; both end together."""
-
-    def __init__(self, options: ClientOptions, address: str, deadline: float) -> None:
-        """Connect and wait for the welcome until `deadline` (monotonic). Raises EnclaveError."""
-        self.address = address
-        self.process = os.getpid()
-        self.conversation = Conversation(options.name, program(), options.priority)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        self._closed = False
-        try:
-            set_options(self._socket)
-            self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(MONITORED)
-            self._poller = zmq.Poller()
-            self._poller.register(self._socket, zmq.POLLIN)
-            self._poller.register(self._monitor, zmq.POLLIN)
-            self._socket.connect(address)
-            self._socket.send_multipart(self.conversation.greet())
-            while self.conversation.welcome is None:
-                self._raise_if_over()
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise no_welcome(address, options.timeout)
-                self.wait(remaining)
-        except BaseException:
-            self.close()
-            raise
-
-    def __repr__(self) -> str:
-        return f"<Connection to {self.address}, {self.conversation!r}>"
-
-    @property
-    def usable(self) -> bool:
-        """Whether calls may still begin here."""
-        return not self._closed and self.conversation.ending is None and self.process == os.getpid()
-
-    def _raise_if_over(self) -> None:
-        if self.conversation.ending is not None:
-            raise self.conversation.ending
-
-    def begin(self, call: calls.Call) -> Answer:
-        """Send a call's request; raises EnclaveError."""
-        with self._whole():
-            answer, frames = self.conversation.begin(call)
-            self._socket.send_multipart(frames)
-            return answer
-
-    def grant(self, answer: Answer) -> None:
-        """Send the credit that is due."""
-        with self._whole():
-            self._send(self.conversation.grant(answer))
-
-    def cancel(self, answer: Answer) -> None:
-        """Send a cancel if the call is open."""
-        with self._whole():
-            self._send(self.conversation.cancel(answer))
-
-    def _send(self, frames: list[bytes] | None) -> None:
-        if frames is not None and not self._closed and self.process == os.getpid():
-            self._socket.send_multipart(frames)
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Wait until something came, and take it in. Ctrl-C here leaves everything as it was."""
-        self._raise_if_over()
-        ready = dict(self._poller.poll(None if seconds is None else ceil(seconds * 1000)))
-        with self._whole():
-            # What the daemon said last comes before the news that it is gone.
-            self._take_in(MESSAGES_A_TURN)
-            if self._monitor in ready and is_lost(self._monitor.recv_multipart()):
-                self._take_in(None)
-                self.conversation.lost(lost_error())
-        if self.conversation.ending is not None:
-            self.close()
-
-    def _take_in(self, limit: int | None) -> None:
-        count = 0
-        while limit is None or count < limit:
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self.conversation.receive(frames)
-            count += 1
-
-    @contextmanager
-    def _whole(self) -> Generator[None]:
-        """Between a message's counting and its sending, or its reading and its counting, nothing may interrupt.
-
-        Ctrl-C may still do. Then the two sides no longer agree, so this connection ends and the next call makes a new
-        one. Expected errors are raised before anything is counted.
-        """
-        try:
-            yield
-        except Exception:
-            raise
-        except BaseException:
-            self.conversation.lost(ConnectionLostError("interrupted in the middle of a message"))
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Leave. The daemon cancels what is open, also when the bye does not reach it."""
-        if self._closed:
-            return
-        self._closed = True
-        frames = self.conversation.leave()
-        if self.process != os.getpid():
-            return  # a fork's copy: the sockets belong to the parent
-        if frames is not None:
-            self._socket.send_multipart(frames)
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close(0)
-        self._context.term()
+if TYPE_CHECKING:
+    from enclave.connection import Connection
+    from enclave.conversation import Answer
+    from enclave.protocol.bodies import (
+        DaemonInfo,
+        EventChunk,
+        HealthResult,
+        InstanceInfo,
+        JsonMap,
+        LoadResult,
+        ModelInfo,
+        ModelShow,
+        PluginInfo,
+        PullResult,
+        RenderResult,
+        TextChunk,
+        UnloadResult,
+        WhyRecord,
+    )
+    from enclave.protocol.messages import Priority, Progress
+    from enclave.results import ChatResult, Embeddings, Prefilled, Ranking, TextResult
 
 
 class Client:
     """A connection to this user's daemon, which is started if it does not run.
 
-    It connects at the first call or on entering a `with` block, and again after the daemon was lost. One thread at
-    a time may use it.
+    It connects at the first call or on entering a `with` block, and again after the daemon was lost. Calls whose answer
+    had not begun are then asked again by themselves, once; the others raise ConnectionLostError, which says which.
     """
 
     def __init__(
@@ -278,6 +71,8 @@ class Client:
         `timeout` (seconds) is for connecting, including the daemon's start.
         """
         self._options = ClientOptions.make(name, priority, start, endpoint, timeout)
+        self._process = os.getpid()
+        self._connecting = threading.Lock()
         self._connection: Connection | None = None
 
     def __repr__(self) -> str:
@@ -302,25 +97,48 @@ class Client:
             connection.close()
 
     def _connect(self) -> Connection:
+        """The connection, made if need be; threads share the attempt. Raises EnclaveError."""
         connection = self._connection
-        if connection is not None:
-            if connection.usable:
+        if connection is not None and connection.look():
+            return connection
+        if self._process != os.getpid():
+            # After a fork: another thread may have held the lock then, and that thread is not here.
+            self._process = os.getpid()
+            self._connecting = threading.Lock()
+        with self._connecting:
+            connection = self._connection
+            if connection is not None and connection.look():
                 return connection
             self.close()
+            self._connection = connection = self._connected()
+            return connection
+
+    def _connected(self) -> Connection:
+        from enclave.connection import Connection
+
         deadline = time.monotonic() + self._options.timeout
         address = ""
         for _ in range(CONNECT_ATTEMPTS):
             address = find_address(self._options, max(0.0, deadline - time.monotonic()))
             try:
-                self._connection = Connection(self._options, address, deadline)
+                return Connection(self._options, address, deadline)
             except ConnectionLostError:
                 continue
-            return self._connection
         raise no_answer(address)
+
+    def _again(self, answer: Answer) -> Connection | None:
+        """Ask on a new connection what was lost with the last one; when that can't be done, the answer has failed."""
+        try:
+            connection = self._connect()
+            connection.begin_again(answer)
+            return connection
+        except EnclaveError as error:
+            answer.fail(not_again(answer.lost(), error))
+            return None
 
     def _stream(self, call: calls.Call) -> Stream[Any, Any]:
         connection = self._connect()
-        return Stream(connection, connection.begin(call))
+        return Stream(connection, connection.begin(call), self._again)
 
     def _ask(self, call: calls.Call) -> Any:
         with self._stream(call) as stream:
@@ -342,10 +160,12 @@ class Client:
         *,
         tools: Sequence[Message] = (),
         schema: Message | None = None,
+        template: str | None = None,
+        template_arguments: Message | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream[TextChunk, ChatResult]:
-        """Answer a conversation, rendered by the model's template."""
-        return self._stream(calls.chat(named(model), messages, tools, schema, options))
+        """Answer a conversation, rendered by the model's template, or by another."""
+        return self._stream(calls.chat(named(model), messages, tools, schema, template, template_arguments, options))
 
     def infill(
         self,
@@ -368,8 +188,8 @@ class Client:
         prompt: Prompt | None = None,
         tools: Sequence[Message] = (),
         **options: Unpack[RequestOptions],
-    ) -> PrefillResult:
-        """Keep a named beginning computed."""
+    ) -> Prefilled:
+        """Keep a named beginning computed, for calls that name it as `prefix_name`."""
         return self._ask(calls.prefix(name, named(model), messages, prompt, tools, options))
 
     def prefill(
@@ -380,7 +200,7 @@ class Client:
         messages: Sequence[Message] = (),
         tools: Sequence[Message] = (),
         **options: Unpack[RequestOptions],
-    ) -> PrefillResult:
+    ) -> Prefilled:
         """Compute a prompt now because it will probably be asked for."""
         return self._ask(calls.prefill(named(model), prompt, messages, tools, options))
 
@@ -398,7 +218,7 @@ class Client:
         *,
         top: int | None = None,
         **options: Unpack[RequestOptions],
-    ) -> RerankResult:
+    ) -> Ranking:
         """Order documents by how well they answer a query."""
         return self._ask(calls.rerank(named(model), query, documents, top, options))
 
@@ -435,11 +255,31 @@ class Client:
         """One model with what its header says."""
         return self._ask(calls.show(named(model)))
 
+    def search(self, query: str, *, source: str | None = None, limit: int = 20) -> list[JsonMap]:
+        """Models that a source offers."""
+        return list(self._ask(calls.search(query, source, limit)).rows)
+
+    def remove(self, model: ModelName) -> None:
+        """Take a model out of the catalog, and its files if a source put them there."""
+        self._ask(calls.remove(named(model)))
+
+    def alias(self, name: str, model: ModelName | None = None) -> None:
+        """Give a model a second name; without a model the alias goes."""
+        self._ask(calls.alias(name, named(model)))
+
     def pull(
         self, reference: str, *, progress: Callable[[Progress], object] | None = None
     ) -> Stream[Progress, PullResult]:
         """Fetch a model: iterate for progress."""
         return self._stream(calls.pull(reference, progress))
+
+    def downloads(self) -> list[JsonMap]:
+        """Pulls that wait, run or have failed."""
+        return list(self._ask(calls.downloads()).rows)
+
+    def cancel_download(self, download: str) -> None:
+        """End a pull."""
+        self._ask(calls.cancel_download(download))
 
     def instances(self) -> list[InstanceInfo]:
         """What is loaded, or about to be."""
@@ -480,6 +320,10 @@ class Client:
         """End a model's instances, or one by its id."""
         return self._ask(calls.unload(named(model), instance))
 
+    def pin(self, model: ModelName, pinned: bool = True) -> None:
+        """Keep a model from being unloaded to make room, or no longer."""
+        self._ask(calls.pin(named(model), pinned))
+
     # --- the daemon --------------------------------------------------------------------------------------------------
 
     def plugins(self) -> list[PluginInfo]:
@@ -498,8 +342,29 @@ class Client:
         """How the daemon does."""
         return self._ask(calls.health())
 
+    def metrics(self) -> list[JsonMap]:
+        """Figures for a monitoring system."""
+        return list(self._ask(calls.metrics()).rows)
+
+    def hardware(self) -> list[JsonMap]:
+        """What this machine has, and what of it is free."""
+        return list(self._ask(calls.hardware()).rows)
+
+    def privacy(self) -> list[JsonMap]:
+        """Every contact with the outside."""
+        return list(self._ask(calls.privacy()).rows)
+
+    def config(self, name: str | None = None) -> list[JsonMap]:
+        """A setting, or all of them."""
+        return list(self._ask(calls.config(name)).rows)
+
+    def set_config(self, name: str, value: object) -> None:
+        """Change a setting."""
+        self._ask(calls.set_config(name, value))
+
     def events(self, *topics: str) -> Stream[EventChunk, None]:
-        """News of models, instances, downloads or hardware, as they come; all of them if none is named."""
+        """Models, instances, downloads or hardware (all of them if none is named): a snapshot of each, then every
+        change. It ends when it is cancelled."""
         return self._stream(calls.events(topics))
 
     def shutdown(self, *, now: bool = False) -> None:

@@ -1,25 +1,18 @@
-"""How both clients set up their connection: the address, the socket's options, and what counts as lost.
+"""How both clients find the daemon and what they say when they don't. No ZeroMQ here: dealer.py has the socket.
 
-They differ in how they wait, not in any of this. The address may mean starting a daemon (discovery.py).
+The address may mean starting a daemon (discovery.py).
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import sys
-from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
-from typing import Any
 
-import zmq
-
+from enclave import __version__
 from enclave.calls import priority_of
-from enclave.discovery import running, start_daemon
-from enclave.exceptions import ConnectionLostError, DaemonUnavailableError
-from enclave.paths import places, read_state
+from enclave.exceptions import ConnectionLostError, DaemonUnavailableError, EnclaveError, LostRequest
 from enclave.protocol.messages import Priority
+from enclave.protocol.records import record
 
 CONNECT_SECONDS = 10.0
 """For finding or starting the daemon, and its welcome."""
@@ -27,26 +20,8 @@ CONNECT_SECONDS = 10.0
 CONNECT_ATTEMPTS = 2
 """A daemon may end between being found and being greeted; one that drops everyone is no daemon."""
 
-RECONNECT_NEVER_MS = 2**31 - 1
-"""After a lost connection the session is gone, so libzmq must not make a new one behind our back. Its own -1 for
-"never" drops what has arrived and was not read yet (seen with libzmq 4.3.5), a long interval does not."""
 
-HEARTBEAT_MS = 5_000
-HEARTBEAT_TIMEOUT_MS = 30_000
-"""Finds a daemon that is stopped or a link that is cut; answered by libzmq's own thread, however busy Python is."""
-
-MONITORED = (
-    zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-"""Each of these means that nothing more will come."""
-
-
-@dataclass(frozen=True, slots=True)
+@record
 class ClientOptions:
     """What a client was made with."""
 
@@ -61,15 +36,19 @@ class ClientOptions:
         cls, name: str | None, priority: str | Priority, start: bool, endpoint: str | None, timeout: float
     ) -> ClientOptions:
         """The options with their defaults; raises BadRequestError for an unknown priority."""
-        return cls(name or Path(sys.argv[0]).name or "python", priority_of(priority), start, endpoint, timeout)
+        return cls(
+            name=name or os.path.basename(sys.argv[0]) or "python",  # noqa: PTH119 - pathlib is slow to import
+            priority=priority_of(priority),
+            start=start,
+            endpoint=endpoint,
+            timeout=timeout,
+        )
 
 
 def program() -> str:
     """This library and its version, for the daemon's log."""
-    try:
-        return f"enclaved-client/{metadata.version('enclaved-client')}"
-    except metadata.PackageNotFoundError:
-        return "enclaved-client"
+    # importlib.metadata would take longer than connecting does.
+    return f"enclaved-client/{__version__}"
 
 
 def find_address(options: ClientOptions, timeout: float) -> str:
@@ -79,6 +58,9 @@ def find_address(options: ClientOptions, timeout: float) -> str:
     """
     if options.endpoint is not None:
         return options.endpoint
+    from enclave.discovery import running, start_daemon
+    from enclave.paths import places
+
     where = places(os.environ)
     found = running(where)
     if found is None and options.start:
@@ -90,24 +72,6 @@ def find_address(options: ClientOptions, timeout: float) -> str:
     return found.address
 
 
-def set_options(socket: zmq.Socket[Any]) -> None:
-    """The options of a client's DEALER, before it connects."""
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_NEVER_MS)
-    # What may be under way is bounded by credit and by the open requests, both far below any mark.
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-
-
-def is_lost(monitor_frames: list[bytes]) -> bool:
-    """Whether the monitor's message (zmq_socket_monitor(3): a 16 bit event and a value) says that all is over."""
-    # pyzmq's own reader of it imports asyncio, a third of this client's import time.
-    (event,) = struct.unpack_from("=H", monitor_frames[0])
-    return bool(event & MONITORED)
-
-
 def lost_error() -> ConnectionLostError:
     """What open calls end with."""
     return ConnectionLostError("the connection to the daemon was lost")
@@ -115,6 +79,8 @@ def lost_error() -> ConnectionLostError:
 
 def no_welcome(address: str, timeout: float) -> DaemonUnavailableError:
     """What connecting ends with when somebody listens at the address, and says nothing."""
+    from enclave.paths import places, read_state
+
     where = places(os.environ)
     state = read_state(where)
     if state is None or state.endpoint != address:
@@ -132,3 +98,12 @@ def no_welcome(address: str, timeout: float) -> DaemonUnavailableError:
 def no_answer(address: str) -> DaemonUnavailableError:
     """What connecting ends with when the connection does not hold."""
     return DaemonUnavailableError(f"nothing answers at {address}")
+
+
+def not_again(request: LostRequest, error: EnclaveError) -> EnclaveError:
+    """What a request ends with that was lost before its answer had begun, and cannot be asked again."""
+    if error.code not in ("daemon_unavailable", "connection_lost"):
+        return error
+    lost = ConnectionLostError.about(request, lost_error().message, (request,))
+    lost.hint = error.hint or lost.hint
+    return lost

@@ -2,20 +2,21 @@
 
 `Conversation` turns calls into frames and incoming frames into Answers; the clients move the frames and wait. No
 socket, no clock, no thread.
+
+When the connection is lost, a call whose answer had not begun and whose method may be repeated stays open: it is
+*displaced*, and the client asks again on its next connection, once. Every other call ends with `connection_lost`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from enclave.calls import Call
-from enclave.exceptions import EnclaveError, TooLargeError, error_for, error_from
+from enclave.exceptions import ConnectionLostError, EnclaveError, LostRequest, TooLargeError, error_for, error_from
 from enclave.protocol.errors import LocalProtocolError, RemoteProtocolError
 from enclave.protocol.messages import (
     CREDIT_INITIAL,
-    PROTOCOL_VERSION,
     Bye,
     Cancel,
     Chunk,
@@ -23,31 +24,47 @@ from enclave.protocol.messages import (
     Error,
     Hello,
     Message,
+    Ping,
+    Pong,
     Priority,
     Progress,
     Request,
+    RequestId,
     Result,
     Welcome,
 )
-from enclave.protocol.methods import TextChunk, read_chunks
-from enclave.protocol.session import Role, Session, State
-from enclave.results import Gathered, finished
+from enclave.protocol.session import SPOKEN, Role, Session, State
+
+if TYPE_CHECKING:
+    from enclave.calls import Call
+
+REPEATS_MAX = 1
+"""A request that ends its daemon should not end the next one, and the one after it."""
 
 
 class Answer:
     """The answer to one call as far as it has come."""
 
-    def __init__(self, call: Call, request: Request) -> None:
+    def __init__(self, call: Call, request: Request, begun_at: float) -> None:
+        """`begun_at` is the client's clock, in seconds: a deadline runs from there, also when the call is repeated."""
+        from enclave.results import Gathered
+
         self.call = call
-        self.id = request.id
+        self.id: int = request.id
+        self.begun_at = begun_at
         self.result: Any = None
         self.error: EnclaveError | None = None
         self.done = False
+        self.displaced = False
+        """Whether its connection was lost and it is to be asked again."""
         self.cancelled = False
         """Whether this side asked for its end; what still comes is gathered but not kept for iteration."""
         self.collecting = False
         """Whether nobody iterates any more: chunks are gathered only."""
         self.gathered = Gathered()
+        self._has_begun = False
+        """Whether a chunk has come: then asking again would not give the same answer."""
+        self._repeats = 0
         self._items: deque[tuple[object, bool]] = deque()
         """(what iteration gives, whether it is the last of its message)."""
         self._progress: deque[Progress] = deque()
@@ -60,25 +77,43 @@ class Answer:
             state = f"failed: {self.error.code}"
         elif self.done:
             state = "done"
+        elif self.displaced:
+            state = "displaced"
         else:
             state = "cancelled" if self.cancelled else "open"
         return f"{self.call.method} {self.id}, {state}"
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether asking again is safe and makes sense."""
+        if self._has_begun or self.cancelled or self._repeats >= REPEATS_MAX:
+            return False
+        return self.call.is_repeatable
 
     @property
     def has_items(self) -> bool:
         """Whether `take` has something to give."""
         return bool(self._items)
 
-    def take(self) -> object:
-        """The next thing that iteration gives."""
+    @property
+    def has_news(self) -> bool:
+        """Whether who waits for it has something to do."""
+        return bool(self._items or self._progress) or self.done or self.displaced
+
+    def take(self) -> list[object]:
+        """The next thing that iteration gives; none when another took it."""
+        if not self._items:
+            return []
         item, last = self._items.popleft()
         self._consumed += last
-        return item
+        return [item]
 
     def take_progress(self) -> list[Progress]:
         """What the call's `progress` function has not been told yet."""
-        news = list(self._progress)
-        self._progress.clear()
+        # One by one: another thread may be taking in more.
+        news: list[Progress] = []
+        while self._progress:
+            news.append(self._progress.popleft())
         return news
 
     def collect(self) -> None:
@@ -104,6 +139,8 @@ class Answer:
 
     def feed(self, message: Progress | Chunk | Result | Error) -> None:
         """Take in a message about this call; raises RemoteProtocolError when its body makes no sense."""
+        from enclave.results import finished
+
         if self.done:
             return  # given up before its end
         if isinstance(message, Progress):
@@ -120,6 +157,10 @@ class Answer:
             self.fail(error_of(message))
 
     def _feed_chunk(self, message: Chunk) -> None:
+        from enclave.protocol.bodies import TextChunk
+        from enclave.protocol.methods import read_chunks
+
+        self._has_begun = True
         values = list(read_chunks(self.call.method, message))
         for value in values:
             if isinstance(value, TextChunk):
@@ -127,24 +168,44 @@ class Answer:
         if self.collecting or self.cancelled:
             self._consumed += 1
             return
-        self._items.extend((value, index == len(values) - 1) for index, value in enumerate(values))
+        last = len(values) - 1
+        self._items.extend((value, index == last) for index, value in enumerate(values))
 
     def fail(self, error: EnclaveError) -> None:
         """End the call with an error; what waits for iteration stays readable."""
         if not self.done:
             self.error = error
             self.done = True
+            self.displaced = False
+
+    def displace(self) -> None:
+        """Its connection is lost; it is to be asked again on another."""
+        self.displaced = True
+        self._repeats += 1
+        self._consumed = 0
+
+    def settle(self, request: Request) -> None:
+        """It has been asked again, as this request."""
+        self.displaced = False
+        self.id = request.id
+
+    def lost(self) -> LostRequest:
+        """What to say of it when its connection is lost."""
+        return LostRequest(id=self.id, method=self.call.method, model=self.call.model, had_begun=self._has_begun)
 
 
 class Conversation:
-    """One session with the daemon and its open calls."""
+    """One session with the daemon and its open calls. What is to be sent stands in `outbox`, in order."""
 
     def __init__(self, name: str, program: str, priority: Priority) -> None:
+        self.outbox: deque[list[bytes]] = deque()
         self._session = Session(Role.CLIENT)
-        self._hello = Hello(version=PROTOCOL_VERSION, client=name, program=program, priority=priority)
         self._answers: dict[int, Answer] = {}
         self.ending: EnclaveError | None = None
         """Why the conversation is over; None while it is not."""
+        self._send(
+            Hello(version=SPOKEN.newest, version_min=SPOKEN.oldest, client=name, program=program, priority=priority)
+        )
 
     def __repr__(self) -> str:
         return f"<Conversation {self._session.state.value}, {len(self._answers)} open>"
@@ -158,48 +219,62 @@ class Conversation:
         """The daemon's welcome once it is there: from then on calls may begin."""
         return self._session.welcome if self._session.state is State.OPEN else None
 
-    def greet(self) -> list[bytes]:
-        """The frames of the hello."""
-        return self._session.send(self._hello)
+    def begin(self, call: Call, now: float) -> Answer:
+        """A new answer, whose request goes into the outbox; raises EnclaveError for what may not be sent."""
+        answer = Answer(call, self._ask(call, None), now)
+        self._answers[answer.id] = answer
+        return answer
 
-    def begin(self, call: Call) -> tuple[Answer, list[bytes]]:
-        """A new answer and its request's frames; raises EnclaveError for what may not be sent."""
+    def begin_again(self, answer: Answer, now: float) -> None:
+        """Ask a displaced call's question here, unless another thread has. Raises EnclaveError, also when its deadline
+        has passed."""
+        if not answer.displaced:
+            return
+        deadline = answer.call.deadline
+        left = None if deadline is None else deadline - (now - answer.begun_at)
+        if left is not None and left <= 0:
+            raise error_for("deadline")
+        answer.settle(self._ask(answer.call, left))
+        self._answers[answer.id] = answer
+
+    def _ask(self, call: Call, deadline: float | None) -> Request:
         limits = self._session.limits
         if len(call.body) > limits.body_bytes:
             raise TooLargeError(
                 f"the request has {len(call.body):,} bytes, the daemon takes at most {limits.body_bytes:,}",
                 numbers={"size": len(call.body), "size_max": limits.body_bytes},
             )
-        request = call.request(self._session.next_id())
+        request = call.request(self._session.next_id(), deadline)
         try:
-            frames = self._session.send(request)
+            self._send(request)
         except LocalProtocolError as error:
             raise error_from(error) from error
-        answer = Answer(call, request)
-        self._answers[answer.id] = answer
-        return answer, frames
+        return request
 
-    def grant(self, answer: Answer) -> list[bytes] | None:
-        """The frames of the credit that is due, if any is."""
-        if answer.id not in self._answers or self.ending is not None:
-            return None
-        chunks = answer.credit_due()
-        return self._session.send(Credit(id=answer.id, chunks=chunks)) if chunks else None
+    def grant(self, answer: Answer) -> None:
+        """Send the credit that is due, if any is."""
+        if self.ending is None and answer.id in self._answers and (chunks := answer.credit_due()):
+            self._send(Credit(id=answer.id, chunks=chunks))
 
-    def cancel(self, answer: Answer) -> list[bytes] | None:
-        """The frames that cancel a call; None when it has ended or is cancelled already."""
-        if answer.cancelled or self.ending is not None or answer.id not in self._answers:
-            return None
+    def cancel(self, answer: Answer) -> None:
+        """Ask for a call's end; does nothing when it has ended or is cancelled already."""
+        if answer.done or answer.cancelled:
+            return
         answer.cancelled = True
         answer.collect()
-        return self._session.send(Cancel(id=answer.id))
+        if answer.displaced:
+            answer.fail(error_for("cancelled"))
+        elif self.ending is None and self._session.is_open(answer.id):
+            self._send(Cancel(id=answer.id))
 
-    def leave(self) -> list[bytes] | None:
-        """The frames of the bye; afterwards every open call has ended as cancelled."""
-        is_open = self.ending is None and self._session.state is State.OPEN
-        frames = self._session.send(Bye()) if is_open else None
-        self.lost(error_for("cancelled", "the client was closed"))
-        return frames
+    def leave(self) -> None:
+        """Say bye; afterwards every open call has ended as cancelled."""
+        if self.ending is None and self._session.state is State.OPEN:
+            self._send(Bye())
+        self._end(error_for("cancelled", "the client was closed"), displace=False)
+
+    def _send(self, message: Message) -> None:
+        self.outbox.append(self._session.send(message))
 
     def receive(self, frames: Sequence[bytes]) -> list[Answer]:
         """Take in a message; gives the answers that changed. What cannot be understood ends the conversation."""
@@ -209,13 +284,16 @@ class Conversation:
                 changed.extend(self._dispatch(message))
         except RemoteProtocolError as error:
             if error.code == "version_mismatch":
-                return self.lost(error_from(error))
-            return self.lost(_senseless(error))
+                return self._end(error_from(error), displace=False)
+            return self._end(_senseless(error), displace=False)
         return changed
 
     def _dispatch(self, message: Message) -> list[Answer]:
+        if isinstance(message, Ping):
+            self._send(Pong(data=message.data))
+            return []
         if isinstance(message, Error) and message.id is None:
-            return self.lost(error_of(message))
+            return self._end(error_of(message), displace=False)
         if not isinstance(message, (Progress, Chunk, Result, Error)) or message.id is None:
             return []
         answer = self._answers[message.id]
@@ -224,18 +302,31 @@ class Conversation:
         except RemoteProtocolError as error:
             # The frames were in order, so only this call suffers: its body came from elsewhere, a worker perhaps.
             answer.fail(_senseless(error))
+            if not isinstance(message, (Result, Error)):
+                self._send(Cancel(id=RequestId(message.id)))
         if isinstance(message, (Result, Error)):
             del self._answers[answer.id]
         return [answer]
 
-    def lost(self, error: EnclaveError) -> list[Answer]:
-        """End the conversation and every open call with the error; gives those calls' answers."""
+    def lost(self, error: EnclaveError, *, displace: bool = True) -> list[Answer]:
+        """The connection has ended; gives the calls that were open, each displaced or failed."""
+        return self._end(error, displace=displace)
+
+    def _end(self, error: EnclaveError, *, displace: bool) -> list[Answer]:
         if self.ending is None:
             self.ending = error
         ended = list(self._answers.values())
         self._answers.clear()
-        for answer in ended:
-            answer.fail(error)
+        displaced = [answer for answer in ended if displace and answer.is_repeatable]
+        gone = [answer for answer in ended if answer not in displaced]
+        lost = tuple(answer.lost() for answer in gone)
+        for answer in displaced:
+            answer.displace()
+        for answer in gone:
+            if isinstance(error, ConnectionLostError):
+                answer.fail(ConnectionLostError.about(answer.lost(), error.message, lost))
+            else:
+                answer.fail(error)
         return ended
 
 

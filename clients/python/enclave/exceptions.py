@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from enclave.protocol.errors import LocalProtocolError, Number, RemoteProtocolError, error_code
+from enclave.protocol.records import record
 
 
 class EnclaveError(Exception):
@@ -206,10 +207,38 @@ class BadConfigError(EnclaveError):
     CODE = "bad_config"
 
 
+@record
+class LostRequest:
+    """A request that was open when its connection was lost."""
+
+    id: int
+    """Its number in the session that was lost."""
+    method: str
+    model: str | None
+    had_begun: bool
+    """Whether a part of its answer had come."""
+
+    def __str__(self) -> str:
+        return f"request {self.id} ({self.method}{f' of {self.model}' if self.model else ''})"
+
+
 class ConnectionLostError(EnclaveError):
     """The connection to the daemon ended while something was open. Never sent: the client finds it out."""
 
     CODE = "connection_lost"
+
+    request: LostRequest | None = None
+    """The one that this is raised for; None when there was none."""
+    lost: tuple[LostRequest, ...] = ()
+    """All that were lost with it and are not asked again."""
+
+    @classmethod
+    def about(cls, request: LostRequest, message: str, lost: tuple[LostRequest, ...]) -> ConnectionLostError:
+        """The error of one request among those lost."""
+        why = "had begun to answer" if request.had_begun else "could not be asked again"
+        error = cls(f"{message}: {request} {why}")
+        error.request, error.lost = request, lost
+        return error
 
 
 class DaemonUnavailableError(EnclaveError):
@@ -251,4 +280,4 @@ def error_from(error: LocalProtocolError | RemoteProtocolError) -> EnclaveError:
     """The exception for what the protocol machine refused; what this side may not send is a bad request."""
     local = isinstance(error, LocalProtocolError)
     code = "bad_request" if local and error.code == "bad_message" else error.code
-    return error_for(code, error.message, field=error.field)
+    return error_for(code, error.message, field=error.field, numbers=error.numbers, retry_after=error.retry_after)

@@ -7,37 +7,52 @@ from __future__ import annotations
 
 import sys
 from array import array
-from dataclasses import dataclass
 from typing import Any
 
+from enclave.protocol.bodies import ChatResult as WireChatResult
+from enclave.protocol.bodies import EmbedResult as WireEmbedResult
+from enclave.protocol.bodies import GenerateResult as WireGenerateResult
+from enclave.protocol.bodies import JsonMap, PrefillResult, Ranked, RerankResult, TextChunk, Timings, Usage
 from enclave.protocol.codec import field_names
 from enclave.protocol.errors import RemoteProtocolError
 from enclave.protocol.messages import Result
-from enclave.protocol.methods import ChatResult as WireChatResult
-from enclave.protocol.methods import EmbedResult as WireEmbedResult
-from enclave.protocol.methods import GenerateResult as WireGenerateResult
-from enclave.protocol.methods import JsonMap, TextChunk, Timings, Usage, read_result
+from enclave.protocol.methods import read_result
+from enclave.protocol.records import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Receipt:
-    """Who answered and what it took; unset where the daemon didn't say."""
+    """Who answered and what it took, from the result's header and its body; unset where the daemon didn't say."""
 
     model: str | None = None
+    """Its canonical name."""
     model_hash: str | None = None
+    """Which file it was: its hash, or `file:` with device, inode, size and time of change until that is known."""
     backend: str | None = None
     device: str | None = None
     instance: str | None = None
+    template: str | None = None
+    """What the prompt was rendered with; None when it was taken as it is."""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    uncached_reason: str | None = None
+    """Why the rest of the prompt was not taken from a cache."""
     queued_seconds: float | None = None
+    """Waiting, without the load."""
     loading_seconds: float | None = None
+    """Zero when the model was there already."""
     prompt_seconds: float | None = None
     decoding_seconds: float | None = None
     preempted: int | None = None
+    """How often it was parked for something more urgent."""
     charged_seconds: float | None = None
+    """Of the device, as the scheduler's fairness counts them."""
     context: int | None = None
+    """Tokens of context that the sequence had."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TextResult:
     """The whole answer of generate or infill."""
 
@@ -54,7 +69,7 @@ class TextResult:
     receipt: Receipt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ChatResult(TextResult):
     """The whole answer of a chat."""
 
@@ -62,12 +77,30 @@ class ChatResult(TextResult):
     """role, content, tool_calls, …: to be appended to the conversation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Embeddings:
     """Vectors in the order of the texts."""
 
     vectors: memoryview[float]
     """float32[n, d]; `numpy.asarray` takes it without copying, `.tolist()` gives lists."""
+    usage: Usage
+    receipt: Receipt
+
+
+@record
+class Ranking:
+    """Documents, best first."""
+
+    ranking: tuple[Ranked, ...]
+    """Each with its `index` among the documents and its `score`."""
+    usage: Usage
+    receipt: Receipt
+
+
+@record
+class Prefilled:
+    """What lies computed now."""
+
     usage: Usage
     receipt: Receipt
 
@@ -102,9 +135,18 @@ class Gathered:
         return tuple(self._tool_calls)
 
 
-def receipt_of(result: Result) -> Receipt:
-    """The receipt in a result's header."""
-    return Receipt(**{name: getattr(result, name) for name in field_names(Receipt)})
+_OF_USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "uncached_reason")
+_OF_BODY = frozenset({*_OF_USAGE, "template"})
+_OF_HEADER = tuple(name for name in field_names(Receipt) if name not in _OF_BODY)
+
+
+def receipt_of(result: Result, usage: Usage, template: str | None = None) -> Receipt:
+    """The receipt in a result's header, with what its body says."""
+    return Receipt(
+        template=template,
+        **{name: getattr(result, name) for name in _OF_HEADER},
+        **{name: getattr(usage, name) for name in _OF_USAGE},
+    )
 
 
 def finished(method: str, result: Result, gathered: Gathered) -> Any:
@@ -119,7 +161,12 @@ def finished(method: str, result: Result, gathered: Gathered) -> Any:
     if isinstance(value, WireGenerateResult):
         return TextResult(**_text_fields(value, result, gathered))
     if isinstance(value, WireEmbedResult):
-        return Embeddings(vectors=_vectors(value, result), usage=value.usage, receipt=receipt_of(result))
+        vectors = _vectors(value, result)
+        return Embeddings(vectors=vectors, usage=value.usage, receipt=receipt_of(result, value.usage))
+    if isinstance(value, RerankResult):
+        return Ranking(ranking=value.ranking, usage=value.usage, receipt=receipt_of(result, value.usage))
+    if isinstance(value, PrefillResult):
+        return Prefilled(usage=value.usage, receipt=receipt_of(result, value.usage))
     return value
 
 
@@ -132,7 +179,7 @@ def _text_fields(value: WireGenerateResult | WireChatResult, result: Result, gat
         "finish_reasons": value.finish_reasons or (value.finish_reason,),
         "usage": value.usage,
         "timings": value.timings,
-        "receipt": receipt_of(result),
+        "receipt": receipt_of(result, value.usage, value.template),
     }
 
 

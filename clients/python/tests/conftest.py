@@ -38,7 +38,7 @@ from enclave.protocol import (
     failure,
     write_body,
 )
-from enclave.protocol.methods import DaemonInfo, GenerateResult, TextChunk, Usage
+from enclave.protocol.bodies import DaemonInfo, GenerateResult, TextChunk, Usage
 
 WAIT_SECONDS = 30.0
 """Only ends a test that has failed already."""

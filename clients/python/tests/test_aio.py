@@ -11,10 +11,9 @@ import pytest
 import pytest_asyncio
 
 import enclave
-from enclave.aio import AsyncClient, AsyncStream
-from enclave.client import Client, Stream
-from enclave.protocol import Cancel, Hello, Limits, Progress, Request, Result, failure, write_body
-from enclave.protocol.methods import InstanceInfo, LoadResult
+from enclave import AsyncClient, AsyncStream, Client, Stream
+from enclave.protocol import METHODS, Cancel, Hello, Limits, Progress, Request, Result, failure, write_body
+from enclave.protocol.bodies import InstanceInfo, LoadResult
 
 if TYPE_CHECKING:
     from clients.python.tests.conftest import Exchange, ScriptedDaemon
@@ -182,6 +181,70 @@ async def test_closing_ends_open_streams_as_cancelled(client: AsyncClient, daemo
         await waiting
 
 
+async def test_many_tasks_share_one_client(client: AsyncClient, daemon: ScriptedDaemon) -> None:
+    async def ask(number: int) -> str:
+        return "".join([chunk.text async for chunk in client.generate("tiny", str(number))])
+
+    assert await asyncio.gather(*(ask(number) for number in range(200))) == ["Hello!"] * 200
+    assert len(daemon.seen(Hello)) == 1
+
+
+async def test_tasks_may_share_a_stream_and_each_piece_goes_to_one_of_them(
+    client: AsyncClient, daemon: ScriptedDaemon
+) -> None:
+    def many(exchange: Exchange) -> None:
+        exchange.chunks(*(f"{number} " for number in range(500)))
+        exchange.finish()
+
+    daemon.answers["generate"] = many
+    stream = client.generate("tiny", "x", credit=8)
+
+    async def read() -> list[str]:
+        return [chunk.text async for chunk in stream]
+
+    pieces = [piece for part in await asyncio.gather(read(), read(), read()) for piece in part]
+    assert sorted(pieces, key=int) == [f"{number} " for number in range(500)]
+
+
+async def test_what_had_not_begun_is_asked_again_and_what_had_says_so(
+    client: AsyncClient,
+    daemon: ScriptedDaemon,
+    make_daemon: Callable[..., ScriptedDaemon],
+    announce: Callable[[str], None],
+) -> None:
+    daemon.answers["generate"] = hold
+    begun = aiter(client.generate("tiny", "x"))
+    assert (await anext(begun)).text == "first"
+    daemon.answers["generate"] = lambda exchange: None
+    fresh = client.generate("tiny", "y")
+    await asyncio.to_thread(daemon.wait_seen, Request, 2)
+    second = make_daemon()
+    announce(second.address)
+    await asyncio.to_thread(daemon.stop)
+    with pytest.raises(enclave.ConnectionLostError) as caught:
+        await anext(begun)
+    assert caught.value.request is not None
+    assert caught.value.request.had_begun
+    both = await asyncio.gather(fresh.result(), fresh.result())
+    assert [result.text for result in both] == ["Hello!"] * 2
+    assert len(second.seen(Request)) == 1
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_client_may_be_used_in_one_loop_after_another(daemon: ScriptedDaemon) -> None:
+    def in_loops_of_its_own() -> list[str]:
+        client = AsyncClient(start=False)
+
+        async def ask() -> str:
+            return (await client.info()).version
+
+        versions = [asyncio.run(ask()), asyncio.run(ask())]
+        asyncio.run(client.close())
+        return versions
+
+    assert await asyncio.to_thread(in_loops_of_its_own) == ["1", "1"]
+
+
 async def test_the_repr_tells_where_it_is_and_what_is_open(client: AsyncClient, daemon: ScriptedDaemon) -> None:
     stream = client.generate("tiny", "secret")
     assert repr(client) == f"<AsyncClient 'test' at {daemon.address}, 1 open>"
@@ -198,15 +261,43 @@ def public(kind: type) -> dict[str, inspect.Signature]:
     }
 
 
-@pytest.mark.parametrize(
-    ("blocking", "twin", "own"), [(Client, AsyncClient, {"connect", "connected"}), (Stream, AsyncStream, set[str]())]
-)
-async def test_both_clients_have_the_same_names_and_parameters(blocking: type, twin: type, own: set[str]) -> None:
+@pytest.mark.parametrize(("blocking", "twin"), [(Client, AsyncClient), (Stream, AsyncStream)])
+async def test_both_clients_have_the_same_names_and_parameters(blocking: type, twin: type) -> None:
     ours, theirs = public(blocking), public(twin)
-    assert set(theirs) - own == set(ours)
+    assert set(theirs) == set(ours)
     for name, signature in ours.items():
         if name == "__init__" and blocking is Stream:
             continue
         assert list(signature.parameters.values()) == list(theirs[name].parameters.values()), name
         expected = str(signature.return_annotation).replace("Stream[", "AsyncStream[")
         assert theirs[name].return_annotation == expected, name
+
+
+NAMED_OTHERWISE = {
+    "daemon.info": "info",
+    "daemon.health": "health",
+    "daemon.metrics": "metrics",
+    "daemon.shutdown": "shutdown",
+    "models.list": "models",
+    "instances.list": "instances",
+    "plugins.list": "plugins",
+    "downloads.list": "downloads",
+    "downloads.cancel": "cancel_download",
+    "hardware.show": "hardware",
+    "privacy.report": "privacy",
+    "scheduler.why": "why",
+    "events.subscribe": "events",
+    "config.get": "config",
+    "config.set": "set_config",
+}
+
+
+async def test_every_method_of_the_protocol_is_a_method_of_the_clients() -> None:
+    named = {NAMED_OTHERWISE.get(name, name.rpartition(".")[2]) for name in METHODS}
+    assert named == set(public(Client)) - {"close", "__init__"}
+
+
+async def test_a_method_whose_other_side_is_not_built_says_so(client: AsyncClient, daemon: ScriptedDaemon) -> None:
+    for asked in (client.search("x"), client.rerank("m", "q", ["d"]), client.hardware(), client.config()):
+        with pytest.raises(enclave.UnsupportedError):
+            await asked

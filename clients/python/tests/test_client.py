@@ -15,7 +15,7 @@ import enclave
 from enclave.client import Client
 from enclave.conversation import Conversation
 from enclave.protocol import Cancel, Credit, Hello, Limits, Pong, Progress, Request, Result, failure, write_body
-from enclave.protocol.methods import InstanceInfo, LoadResult, ModelInfo, ModelsResult
+from enclave.protocol.bodies import InstanceInfo, LoadResult, ModelInfo, ModelsResult
 from enclave.protocol.session import Role, Session
 
 if TYPE_CHECKING:

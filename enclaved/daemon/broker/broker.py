@@ -1,4 +1,4 @@
-"""The ROUTER socket: routing ids to sessions, frames to calls, answers to frames.
+"""The ROUTER socket: routing ids to connections, frames to calls, answers to frames.
 
 It knows the protocol and no method: each request becomes a `Call`, which the handler answers.
 """
@@ -8,111 +8,113 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import cast
 
 import zmq
-import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
+from zmq.utils.monitor import parse_monitor_message
 
-from enclave.protocol.errors import LocalProtocolError, RemoteProtocolError
+from enclave.protocol.errors import BUSY_SECONDS, LocalProtocolError, RemoteProtocolError
 from enclave.protocol.messages import (
-    PROTOCOL_VERSION,
     Bye,
     Cancel,
     Credit,
     Hello,
-    Limits,
     Message,
     Ping,
     Pong,
-    Progress,
     Request,
     Welcome,
-    failure,
 )
 from enclave.protocol.methods import check_request
-from enclave.protocol.session import Role, Session
-from enclave.protocol.session import State as SessionState
+from enclave.sockets import LoopReader
 from enclaved.core.ids import ClientId
-from enclaved.daemon.broker.call import Call, Client
+from enclaved.daemon.broker.call import Call
+from enclaved.daemon.broker.client import Client
+from enclaved.daemon.broker.connection import Connection
+from enclaved.daemon.broker.peer import Peer, peer_of
+from enclaved.daemon.broker.settings import BrokerSettings
 from enclaved.daemon.refusal import RefusalError
 
-FRAME_BYTES_MAX = 96 * 1024 * 1024
-"""Above the largest frame a session may send (an attachment); libzmq drops the connection of a larger one."""
 HANDSHAKE_MS = 5000
 """A connection that has not said by then which protocol it speaks is closed; each holds a descriptor, and libzmq ends
 the process when none is left."""
-HEARTBEAT_MS = 2000
+HEARTBEATS = 4
+"""In the time after which a silent peer counts as gone. libzmq's own thread answers, however busy the client is."""
 PROOF_SECONDS = 1.0
 LINGER_MS = 1000
 """How long the last answers may take to leave when the daemon ends."""
+REFUSED_MAX = 16
+"""Sessions that one connection may spoil. A program that is being written spoils a few; who goes on for ever only
+costs."""
+HUNG_UP_KEPT = 1024
+"""Connections that were hung up on and whose last messages may still come."""
+LOG_SECONDS = 60.0
+"""How often it is logged, at most, that peers break the rules: they may do so a hundred thousand times a minute."""
+FEATURES: frozenset[str] = frozenset()
+"""What a client may ask for in its hello beyond this version of the protocol."""
 
 logger = logging.getLogger("enclaved.broker")
 
 Handler = Callable[[Call], Awaitable[None]]
 
 
-class _Connection:
-    """A peer by its routing id: its session and its open calls."""
-
-    def __init__(self, routing_id: bytes, client: Client, descriptor: int | None) -> None:
-        self.routing_id = routing_id
-        self.session = Session(Role.DAEMON, Limits())
-        self.client = client
-        self.descriptor = descriptor
-        self.calls: dict[int, Call] = {}
-
-
 class Broker:
-    """Serves one endpoint until its task is cancelled."""
+    """Serves one endpoint from `bind` to `close`."""
 
-    def __init__(self, context: zmq.asyncio.Context, handle: Handler, tasks: asyncio.TaskGroup, version: str) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        handle: Handler,
+        tasks: asyncio.TaskGroup,
+        version: str,
+        settings: BrokerSettings | None = None,
+    ) -> None:
         self._handle = handle
         self._tasks = tasks
         self._version = version
-        self._connections: dict[bytes, _Connection] = {}
+        self._settings = settings or BrokerSettings()
+        self._connections: dict[bytes, Connection] = {}
+        self._hung_up: OrderedDict[bytes, None] = OrderedDict()
         self._clients_met = 0
         self._pid = 0
-        self._own_ids_met = False
+        self._uid: int | None = None
+        self._misbehaved = 0
+        """Since it was logged last."""
+        self._logged_at: float | None = None
+        self._loop = asyncio.get_running_loop()
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # Nothing may be dropped at a mark: what a session may have under way is bounded by its credit.
+        # Nothing may be dropped at a mark: what a client may leave unread is bounded in bytes, by its connection.
         socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._settings.frame_bytes_max)
         socket.setsockopt(zmq.LINGER, LINGER_MS)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * HEARTBEAT_MS)
+        silent_ms = int(self._settings.silent_seconds_max * 1000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, silent_ms // HEARTBEATS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, silent_ms)
         self._socket = socket
+        self._readers: list[LoopReader] = []
+        self._reader: LoopReader
+        self._monitor: zmq.Socket[bytes]
 
     def bind(self, endpoint: str, *, pid: int, uid: int | None) -> None:
-        """Opens the endpoint; over ipc only this user's processes get in, where the system can tell."""
+        """Opens the endpoint and serves it; over ipc only this user's processes get in, where the system can tell."""
         self._pid = pid
+        self._uid = uid
         if uid is not None and hasattr(zmq, "IPC_FILTER_UID"):
             with suppress(zmq.ZMQError):
                 self._socket.setsockopt(zmq.IPC_FILTER_UID, uid)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._socket.bind(endpoint)
+        self._reader = LoopReader(self._socket, self._take)
+        self._readers = [self._reader, LoopReader(self._monitor, self._take_news)]
 
     @property
     def sessions(self) -> int:
         """Open sessions."""
-        return sum(1 for connection in self._connections.values() if connection.session.state is SessionState.OPEN)
-
-    async def serve(self) -> None:
-        """Receives for ever."""
-        monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        watching = self._tasks.create_task(self._watch(monitor))
-        try:
-            while True:
-                frames = await self._socket.recv_multipart(copy=False)
-                self._received(frames)
-        finally:
-            watching.cancel()
-            self._socket.disable_monitor()
-            monitor.close(0)
+        return sum(1 for connection in self._connections.values() if connection.is_open)
 
     def end_calls(self, refusal: RefusalError) -> None:
         """Tells every client what became of its calls that have not ended."""
@@ -122,58 +124,91 @@ class Broker:
 
     def close(self) -> None:
         """Closes the socket; what was answered still leaves, for LINGER_MS."""
+        for reader in self._readers:
+            reader.close()
+        if self._readers:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+        self._readers = []
         self._socket.close()
 
-    async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
+    # --- receiving ---
+
+    def _take(self) -> None:
+        routing_id = self._socket.recv(zmq.NOBLOCK)
+        connection = self._connections.get(routing_id)
+        if connection is not None:
+            self._received(connection, self._rest())
+        elif routing_id in self._hung_up:
+            self._rest()
+        else:
+            last = self._socket.recv(copy=False)
+            frames = [last.bytes]
+            while last.more:
+                last = self._socket.recv(copy=False)
+                frames.append(last.bytes)
+            if (met := self._meet(routing_id, peer_of(last))) is not None:
+                self._received(met, frames)
+
+    def _rest(self) -> list[bytes]:
+        frames: list[bytes] = []
+        while self._socket.getsockopt(zmq.RCVMORE):
+            frames.append(self._socket.recv())
+        return frames
+
+    def _take_news(self) -> None:
         """A disconnect names a descriptor, which may be in use again: take it as a hint, and prove it by sending."""
-        while True:
-            event = await recv_monitor_message(monitor)
-            descriptor = event["value"]
-            self._prove(descriptor)
-            # The event may come before the socket itself has noticed: then the first message still finds its way.
-            asyncio.get_running_loop().call_later(PROOF_SECONDS, self._prove, descriptor)
+        event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+        descriptor = event["value"]
+        self._prove(descriptor)
+        # The event may come before the socket itself has noticed: then the first message still finds its way.
+        self._loop.call_later(PROOF_SECONDS, self._prove, descriptor)
 
     def _prove(self, descriptor: int) -> None:
         """Sends something to whoever had this descriptor; who is gone is forgotten by that."""
-        for connection in [c for c in self._connections.values() if c.descriptor == descriptor]:
-            self._send(connection, Pong())
+        for connection in [c for c in self._connections.values() if c.peer.descriptor == descriptor]:
+            with suppress(LocalProtocolError):
+                connection.say(Pong())
 
-    def _received(self, frames: list[zmq.Frame]) -> None:
-        routing_id = frames[0].bytes
+    def _meet(self, routing_id: bytes, peer: Peer) -> Connection | None:
+        """A connection for a peer's first message; None when it is not to be spoken with."""
         if len(routing_id) != 5 or routing_id[0] != 0:
             # Only ids that libzmq itself gave out: a chosen one could pretend to be another client's.
-            if not self._own_ids_met:
-                self._own_ids_met = True
-                logger.warning("a peer with a routing id of its own choice is ignored; later ones are without a word")
-            return
-        connection = self._connections.get(routing_id)
-        if connection is None:
-            connection = self._meet(routing_id, frames[-1])
+            self._turn_away(routing_id, peer, "its routing id is of its own choice")
+            return None
+        if self._uid is not None and peer.uid is not None and peer.uid != self._uid:
+            self._turn_away(routing_id, peer, f"it is of user {peer.uid}")
+            return None
+        connection = Connection(
+            peer,
+            self._next_client_id(),
+            self._settings.limits,
+            lambda frames: self._send(routing_id, frames),
+            lambda: secrets.token_bytes(8),
+        )
+        self._connections[routing_id] = connection
+        return connection
+
+    def _next_client_id(self) -> ClientId:
+        self._clients_met += 1
+        return ClientId(f"c{self._clients_met}")
+
+    def _received(self, connection: Connection, frames: list[bytes]) -> None:
         try:
-            for message in connection.session.receive([frame.buffer for frame in frames[1:]]):
+            for message in connection.session.receive(frames):
                 self._obey(connection, message)
         except RemoteProtocolError as error:
             self._refuse(connection, error)
         except Exception:  # a defect of ours that one client's message shows must not end the others
-            logger.exception("a message of %r could not be handled", connection.client.name)
-            self._forget(connection)
+            logger.exception("a message of %s could not be handled", connection.client)
+            connection.begin(self._next_client_id())
+        if connection.is_burst:
+            self._hang_up(connection, "it asks for more and reads nothing")
 
-    def _meet(self, routing_id: bytes, frame: zmq.Frame) -> _Connection:
-        self._clients_met += 1
-        number = ClientId(f"c{self._clients_met}")
-        connection = _Connection(routing_id, Client(number, "", _peer_pid(frame)), _descriptor(frame))
-        self._connections[routing_id] = connection
-        return connection
-
-    def _obey(self, connection: _Connection, message: Message) -> None:
+    def _obey(self, connection: Connection, message: Message) -> None:
         match message:
             case Hello():
-                known = connection.client
-                connection.client = Client(known.id, message.client, known.pid, message.priority)
-                welcome = Welcome(
-                    version=PROTOCOL_VERSION, token=secrets.token_bytes(16), server=self._version, pid=self._pid
-                )
-                self._send(connection, welcome)
+                self._welcome(connection, message)
             case Request():
                 self._call(connection, message)
             case Cancel():
@@ -183,89 +218,105 @@ class Broker:
                 if call := connection.calls.get(message.id):
                     call.pump()
             case Ping():
-                self._send(connection, Pong())
+                connection.say(Pong(data=message.data))
+            case Pong():
+                connection.answered(message)
             case Bye():
-                self._forget(connection)
+                connection.begin(self._next_client_id())
             case _:
                 raise LocalProtocolError(f"the session let a {type(message).__name__} through")
 
-    def _call(self, connection: _Connection, request: Request) -> None:
+    def _welcome(self, connection: Connection, hello: Hello) -> None:
+        sessions = self.sessions
+        if sessions >= self._settings.sessions_max:
+            raise RemoteProtocolError(
+                f"{sessions} sessions are open already, as many as may",
+                code="busy",
+                numbers={"sessions": sessions, "sessions_max": self._settings.sessions_max},
+                retry_after=BUSY_SECONDS,
+            )
+        known = connection.client
+        connection.client = Client(known.id, hello.client, known.pid, known.program, hello.priority)
+        version = connection.session.version
+        assert version is not None, "the session let a hello through whose version is not spoken"
+        connection.say(
+            Welcome(
+                version=version,
+                token=secrets.token_bytes(16),
+                server=self._version,
+                pid=self._pid,
+                features=tuple(sorted(FEATURES.intersection(hello.features))),
+                limits=self._settings.limits,
+            )
+        )
+
+    def _call(self, connection: Connection, request: Request) -> None:
         method = check_request(request)
+        connection.admit(request)
         if request.supersedes is not None:
             for older in list(connection.calls.values()):
                 if older.request.supersedes == request.supersedes:
                     older.cancel()
-        call = Call(
-            request, method, connection.client, connection.session, lambda message: self._send(connection, message)
-        )
+        call = Call(request, method, connection.client, connection)
         connection.calls[request.id] = call
-        self._tasks.create_task(self._answer(connection, call))
+        self._tasks.create_task(self._answer(call))
 
-    async def _answer(self, connection: _Connection, call: Call) -> None:
+    async def _answer(self, call: Call) -> None:
         try:
             await self._handle(call)
         except Exception:
             logger.exception("%s could not be answered", call.request.method)
             call.error(RefusalError("internal", "The daemon met a defect of its own; its log has the details."))
-        # A handler that returns may have left the end to others; the call stays until its end is sent.
-        if not connection.session.is_open(call.request.id):
-            connection.calls.pop(call.request.id, None)
 
-    def _refuse(self, connection: _Connection, error: RemoteProtocolError) -> None:
-        with suppress(LocalProtocolError):
-            self._send_frames(connection, connection.session.refuse(error))
-        if error.fatal:
-            logger.info("session of %r ended: %s", connection.client.name, error.code)
-            self._forget(connection)
-
-    def _send(self, connection: _Connection, message: Message) -> None:
-        try:
-            frames = connection.session.send(message)
-        except LocalProtocolError as error:
-            request_id = getattr(message, "id", None)
-            if not isinstance(request_id, int) or not connection.session.is_open(request_id):
-                # It has ended meanwhile: nobody is there to be told.
-                return
-            logger.error("a %s of %s could not be sent: %s", message.TYPE, connection.client.id, error)
-            if isinstance(message, Progress):
-                return
-            # The answer has a hole now, or no end: the client must not wait for it, nor take it for whole.
-            frames = connection.session.send(failure(request_id, "internal", "The answer could not be sent."))
-            if call := connection.calls.pop(request_id, None):
-                call.cancel()
-        self._send_frames(connection, frames)
-        request_id = getattr(message, "id", None)
-        if isinstance(request_id, int) and not connection.session.is_open(request_id):
-            connection.calls.pop(request_id, None)
-
-    def _send_frames(self, connection: _Connection, frames: list[bytes]) -> None:
-        # With NOBLOCK asyncio's socket sends at once; what it returns is a future, whatever its annotation says.
-        awaitable = self._socket.send_multipart([connection.routing_id, *frames], zmq.NOBLOCK)  # pyright: ignore[reportUnknownMemberType]
-        sent = cast("asyncio.Future[None]", awaitable)
-        error = sent.exception() if sent.done() else None
-        if error is None:
+    def _refuse(self, connection: Connection, error: RemoteProtocolError) -> None:
+        connection.refuse(error)
+        if not error.fatal:
             return
-        if isinstance(error, zmq.ZMQError) and error.errno == zmq.EHOSTUNREACH:
-            self._forget(connection)
+        self._log_misbehaviour(f"a session of {connection.client} ended: {error.code}")
+        connection.refused += 1
+        if connection.refused >= REFUSED_MAX:
+            self._hang_up(connection, f"{REFUSED_MAX} of its sessions broke the rules")
         else:
-            logger.error("a message could not be sent: %s", error)
+            connection.begin(self._next_client_id())
 
-    def _forget(self, connection: _Connection) -> None:
-        if self._connections.get(connection.routing_id) is connection:
-            del self._connections[connection.routing_id]
-        for call in list(connection.calls.values()):
-            call.cancel()
-        connection.calls.clear()
+    # --- peers that are not to be spoken with ---
 
+    def _hang_up(self, connection: Connection, why: str) -> None:
+        for routing_id, known in self._connections.items():
+            if known is connection:
+                self._turn_away(routing_id, connection.peer, why, str(connection.client))
+                self._forget(routing_id)
+                return
 
-def _peer_pid(frame: zmq.Frame) -> int | None:
-    """From `localhost:UID:GID:PID`, which libzmq gives for ipc on Linux."""
-    with suppress(zmq.ZMQError, ValueError, IndexError):
-        return int(str(frame.get("Peer-Address")).split(":")[3])
-    return None
+    def _turn_away(self, routing_id: bytes, peer: Peer, why: str, who: str | None = None) -> None:
+        """Ends a connection. What still comes of it is dropped, also where the system cannot end it."""
+        self._hung_up[routing_id] = None
+        while len(self._hung_up) > HUNG_UP_KEPT:
+            self._hung_up.popitem(last=False)
+        peer.hang_up()
+        self._log_misbehaviour(f"hung up on {who or f'pid {peer.pid}'}: {why}")
 
+    def _log_misbehaviour(self, what: str) -> None:
+        now = self._loop.time()
+        if self._logged_at is not None and now - self._logged_at < LOG_SECONDS:
+            self._misbehaved += 1
+            return
+        unsaid, self._misbehaved, self._logged_at = self._misbehaved, 0, now
+        logger.warning("%s%s", what, f" ({unsaid} more of this kind since the last such line)" if unsaid else "")
 
-def _descriptor(frame: zmq.Frame) -> int | None:
-    with suppress(zmq.ZMQError, ValueError):
-        return int(frame.get(zmq.SRCFD))
-    return None
+    # --- sending ---
+
+    def _send(self, routing_id: bytes, frames: list[bytes]) -> None:
+        try:
+            self._socket.send_multipart([routing_id, *frames], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                logger.error("a message could not be sent: %s", error)
+            # Without this message the peer would wait for what never comes.
+            self._forget(routing_id)
+        self._reader.sent()
+
+    def _forget(self, routing_id: bytes) -> None:
+        connection = self._connections.pop(routing_id, None)
+        if connection is not None:
+            connection.leave()

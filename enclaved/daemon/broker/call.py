@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Protocol
 
 from enclave.protocol.joining import ChunkJoiner
-from enclave.protocol.messages import Error, Message, Priority, Progress, Request, Result, failure
+from enclave.protocol.messages import Chunk, Error, Progress, Request, Result, failure
 from enclave.protocol.methods import Method
-from enclave.protocol.session import Session
-from enclaved.core.ids import ClientId, RequestId
+from enclaved.core.ids import RequestId
+from enclaved.daemon.broker.client import Client
 from enclaved.daemon.refusal import RefusalError
 
 MESSAGE_BYTES_MAX = 4096
@@ -17,21 +18,46 @@ HINT_BYTES_MAX = 2048
 """Both travel in a header frame, which is small, and may name a path of a client's choice."""
 DETAIL_BYTES_MAX = 64 * 1024
 """Of a worker's last words."""
-WAITING_BYTES_MAX = 16 * 1024 * 1024
-"""Of chunks. Sixteen times what a worker is asked to pause at: who goes on until here does not listen."""
+PAUSED_BYTES_MAX = 4 * 1024 * 1024
+"""Of chunks that come although a pause was asked for. What is under way on the link is a tenth of it: who goes on until
+here does not listen."""
 
 
-@dataclass(frozen=True)
-class Client:
-    """Who asks."""
+class Outlet(Protocol):
+    """The session that a call answers to."""
 
-    id: ClientId
-    name: str
-    """As it called itself."""
-    pid: int | None
-    """As the system vouches for it, where it does."""
-    priority: Priority = Priority.NORMAL
-    """Of its requests that don't say their own."""
+    def credit(self, call: Call) -> int:
+        """Chunks that may be sent now."""
+        ...
+
+    def takes(self) -> bool:
+        """Whether the client reads what it is sent."""
+        ...
+
+    def answer(self, call: Call, message: Progress | Chunk | Result | Error) -> None:
+        """Sends a message about the call."""
+        ...
+
+    def delivered(self, call: Call) -> None:
+        """Notes that somebody works on the call."""
+        ...
+
+    paused: set[Call]
+    """Those whose makers were asked to stop for now."""
+
+    def owe(self, size_bytes: int) -> None:
+        """Counts what begins to wait, or no longer does."""
+        ...
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits that whoever makes more should pause."""
+        ...
+
+    @property
+    def is_relieved(self) -> bool:
+        """Whether so little waits that they may go on."""
+        ...
 
 
 def _nothing() -> None:
@@ -41,9 +67,7 @@ def _nothing() -> None:
 class Call:
     """A request on its way to its answer. After its end, or when its client has gone, telling it more does nothing."""
 
-    def __init__(
-        self, request: Request, method: Method, client: Client, session: Session, send: Callable[[Message], None]
-    ) -> None:
+    def __init__(self, request: Request, method: Method, client: Client, outlet: Outlet) -> None:
         self.request = request
         self.method = method
         self.client = client
@@ -52,42 +76,74 @@ class Call:
         """Whether the client has asked to end it, or has gone."""
         self.on_cancel: Callable[[], None] = _nothing
         self.on_pause: Callable[[], None] = _nothing
-        """Called when what waits for the client has reached its budget."""
+        """Called when so much waits for the client that no more should be made."""
         self.on_resume: Callable[[], None] = _nothing
-        self._session = session
-        self._send_message = send
+        self.on_drained: Callable[[], None] = _nothing
+        """Called when nothing waits any more and the client has asked for more."""
+        self._outlet = outlet
         self._joiner = ChunkJoiner(request.id)
         self._last: Result | Error | None = None
         self._ended = False
-        self._paused = False
+        self._paused_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Call {self.id} {self.request.method}{' ended' if self._ended else ''}>"
 
     @property
     def is_flooded(self) -> bool:
-        """Whether far more chunks wait than can be when whoever makes them pauses as asked."""
-        return self._joiner.waiting_bytes > WAITING_BYTES_MAX
+        """Whether far more has come since the pause than can be when whoever makes it stops as asked."""
+        return self._paused_bytes > PAUSED_BYTES_MAX
 
     @property
     def has_ended(self) -> bool:
         """Whether its end has been said, if perhaps not sent yet."""
         return self._ended or self._last is not None
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing waits and the client has asked for more."""
+        if self.has_ended or self.wants_cancel or len(self._joiner):
+            return False
+        return self._outlet.credit(self) > 0 and self._outlet.takes()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of chunks that the client has not asked for yet."""
+        return self._joiner.waiting_bytes
+
+    def take_body(self) -> bytes:
+        """The request's body, for whoever works on it; it is kept no longer."""
+        self._outlet.delivered(self)
+        body = self.request.body
+        self.request = replace(self.request, body=b"", frames=())
+        return body
+
     def progress(self, message: Progress) -> None:
-        """Tells why it waits."""
-        if not self.has_ended:
-            self._send_message(message)
+        """Tells why it waits; nothing is owed of it, so who does not read is spared it."""
+        if not self.has_ended and self._outlet.takes():
+            self._outlet.answer(self, message)
 
     def chunk(self, body: bytes, count: int) -> None:
-        """Passes `count` values on, now or when there is credit."""
+        """Passes `count` values on, now or when the client can take them."""
         if self.has_ended or self.wants_cancel:
             return
+        outlet = self._outlet
+        if not len(self._joiner) and outlet.credit(self) > 0 and outlet.takes():
+            outlet.answer(self, self._joiner.pass_through(body, count))
+            return
         self._joiner.put(body, count)
-        self.pump()
-        if self._joiner.full and not self._paused:
-            self._paused = True
+        outlet.owe(len(body))
+        if self in outlet.paused:
+            self._paused_bytes += len(body)
+        elif outlet.is_full:
+            outlet.paused.add(self)
+            self._paused_bytes = 0
             self.on_pause()
+
+    def drop_waiting(self) -> None:
+        """Forgets the chunks that wait."""
+        self._outlet.owe(-self._joiner.waiting_bytes)
+        self._joiner.drop()
 
     def result(self, message: Result) -> None:
         """Ends it well, behind all its chunks."""
@@ -111,27 +167,55 @@ class Call:
         """The client no longer wants it: nothing that waits is sent, only the end."""
         if not self.wants_cancel:
             self.wants_cancel = True
-            self._joiner.drop()
+            self.drop_waiting()
             self.pump()
             self.on_cancel()
 
     def pump(self) -> None:
-        """Sends what credit allows, and the end when nothing waits before it."""
-        while len(self._joiner) and self._session.credit(self.request.id) > 0:
-            chunk = self._joiner.take()
-            if chunk is not None:
-                self._send_message(chunk)
-        if self._last is not None and not len(self._joiner) and not self._ended:
-            self._ended = True
-            self._send_message(self._last)
-        if self._paused and self._joiner.waiting_bytes * 2 < self._joiner.budget_bytes:
-            self._paused = False
+        """Sends all that can be sent now."""
+        while self.pump_one():
+            pass
+        if self.is_drained:
+            self.on_drained()
+
+    def pump_one(self) -> bool:
+        """Sends one message if something waits that the client can take; says whether it did."""
+        outlet = self._outlet
+        sent = False
+        if outlet.takes():
+            if len(self._joiner):
+                if outlet.credit(self) > 0:
+                    before = self._joiner.waiting_bytes
+                    chunk = self._joiner.take()
+                    assert chunk is not None
+                    outlet.owe(self._joiner.waiting_bytes - before)
+                    outlet.answer(self, chunk)
+                    sent = True
+            elif self._last is not None and not self._ended:
+                self._ended = True
+                outlet.owe(-_size(self._last))
+                outlet.answer(self, self._last)
+                sent = True
+        self.resume_if_relieved()
+        return sent
+
+    def resume_if_relieved(self) -> None:
+        """Lets a paused one go on when little waits, in all or of its own."""
+        outlet = self._outlet
+        if self in outlet.paused and (not len(self._joiner) or outlet.is_relieved):
+            outlet.paused.discard(self)
             self.on_resume()
 
     def _finish(self, message: Result | Error) -> None:
         if not self.has_ended:
             self._last = message
+            self._outlet.owe(_size(message))
             self.pump()
+
+
+def _size(message: Result | Error) -> int:
+    attachments = message.frames if isinstance(message, Result) else ()
+    return len(message.body) + sum(map(len, attachments))
 
 
 def _cut(text: str, bytes_max: int) -> str:

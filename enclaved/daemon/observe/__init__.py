@@ -1,7 +1,8 @@
-"""What the daemon tells about itself: its log. Nothing with a prompt gets in."""
+"""What the daemon tells about itself: its log, and events for subscribers. Nothing with a prompt gets in."""
 
 from __future__ import annotations
 
+from enclaved.daemon.observe.events import EventHub
 from enclaved.daemon.observe.log import LogSettings, open_log
 
-__all__ = ["LogSettings", "open_log"]
+__all__ = ["EventHub", "LogSettings", "open_log"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from enclave.protocol.messages import Hello, Message, Request, Welcome
+from enclave.protocol.messages import Hello, Limits, Message, Ping, Pong, Request, Welcome
 from enclave.protocol.methods import method
 from enclave.protocol.session import Role, Session
 from enclaved.core.ids import ClientId
-from enclaved.daemon.broker.call import Call, Client
+from enclaved.daemon.broker.call import Call
+from enclaved.daemon.broker.connection import Connection
+from enclaved.daemon.broker.peer import Peer
 from enclaved.daemon.supervisor.child import Child, ChildEndedError
 from enclaved.daemon.supervisor.worker import Worker
 from enclaved.link.framing import LinkError
@@ -147,37 +150,73 @@ def a_worker(child: StandInChild, backend: str = "x") -> Worker:
 
 
 class Conversation:
-    """A client's session and the daemon's, tied together, and one call of the client."""
+    """A client's session and the daemon's connection, tied together, and one call of the client."""
 
-    def __init__(self, *, credit: int = 64, name: str = "generate", client_id: str = "c1") -> None:
-        self.client, self.daemon = Session(Role.CLIENT), Session(Role.DAEMON)
-        self._to_daemon(Hello(version=1, client="test"))
-        self._to_client(Welcome(version=1, token=b"t" * 16, server="1", pid=1))
-        self.received: list[Message] = []
-        """What the client got, in order."""
+    def __init__(
+        self, *, credit: int = 64, name: str = "generate", client_id: str = "c1", limits: Limits | None = None
+    ) -> None:
+        limits = limits or Limits()
+        numbers = itertools.count()
         self.gone = False
-        request = Request(id=self.client.next_id(), method=name, credit=credit)
-        (arrived,) = self._to_daemon(request)
+        self.deaf = False
+        """Whether the client reads nothing for now."""
+        self._unread: list[list[bytes]] = []
+        self._reading = False
+        self.client = Session(Role.CLIENT)
+        self.connection = Connection(
+            Peer(), ClientId(client_id), limits, self._post, lambda: next(numbers).to_bytes(8, "big")
+        )
+        self._to_daemon(Hello(version=1, client="test"))
+        frames = self.connection.session.send(Welcome(version=1, token=b"t" * 16, server="1", pid=1, limits=limits))
+        self.client.receive(frames)
+        self.received: list[Message] = []
+        """What the client got, in order, without pings."""
+        self._name = name
+        self.call = self.another(credit=credit)
+
+    def another(self, *, credit: int = 64) -> Call:
+        """One more call of the client."""
+        (arrived,) = self._to_daemon(Request(id=self.client.next_id(), method=self._name, credit=credit))
         assert isinstance(arrived, Request)
-        self.call = Call(arrived, method(name), Client(ClientId(client_id), "test", None), self.daemon, self.send)
+        call = Call(arrived, method(self._name), self.connection.client, self.connection)
+        self.connection.calls[arrived.id] = call
+        return call
 
     def grant(self, message: Any) -> None:
-        """The client sends something about its call."""
+        """The client sends something about a call."""
         self._to_daemon(message)
-        self.call.pump()
+        call = self.connection.calls.get(message.id)
+        if call is not None:
+            call.pump()
 
-    def send(self, message: Message) -> None:
-        """The broker's part: a message to the client, unless it has gone."""
+    def listen(self) -> None:
+        """The client reads again, what it was sent meanwhile first."""
+        self.deaf = False
+        self._read()
+
+    def _post(self, frames: list[bytes]) -> None:
+        """The broker's part: frames to the client, unless it has gone."""
         if self.gone:
-            self.call.cancel()
-        else:
-            self.received += self._to_client(message)
+            self.connection.leave()
+            return
+        self._unread.append(frames)
+        if not self.deaf and not self._reading:
+            self._read()
+
+    def _read(self) -> None:
+        self._reading = True
+        while self._unread:
+            for message in self.client.receive(self._unread.pop(0)):
+                if isinstance(message, Ping):
+                    (pong,) = self._to_daemon(Pong(data=message.data))
+                    assert isinstance(pong, Pong)
+                    self.connection.answered(pong)
+                else:
+                    self.received.append(message)
+        self._reading = False
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.received if isinstance(message, kind)]
 
     def _to_daemon(self, message: Any) -> list[Message]:
-        return self.daemon.receive(self.client.send(message))
-
-    def _to_client(self, message: Any) -> list[Message]:
-        return self.client.receive(self.daemon.send(message))
+        return self.connection.session.receive(self.client.send(message))

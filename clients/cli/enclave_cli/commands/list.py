@@ -11,7 +11,7 @@ from enclave_cli.invocation import Invocation, json_option, no_start_option
 from enclave_cli.output import size, table
 
 if TYPE_CHECKING:
-    from enclave.protocol.methods import ModelInfo
+    from enclave.protocol.bodies import ModelInfo
 
 NO_MODELS = "No models yet. `enclave run /path/to/model.gguf` runs a file from where it is."
 

@@ -15,8 +15,8 @@ from enclave_cli.references import reference
 from enclave_cli.status_line import StatusLine
 
 if TYPE_CHECKING:
+    from enclave.protocol.bodies import LoadResult
     from enclave.protocol.messages import Progress
-    from enclave.protocol.methods import LoadResult
 
 
 @click.command("load")

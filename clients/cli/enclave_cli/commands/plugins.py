@@ -11,7 +11,7 @@ from enclave_cli.invocation import Invocation, json_option, no_start_option
 from enclave_cli.output import table
 
 if TYPE_CHECKING:
-    from enclave.protocol.methods import PluginInfo
+    from enclave.protocol.bodies import PluginInfo
 
 NO_PLUGINS = "No plugin is installed: without a backend no model can be run. `pip install enclaved-llama-cpp` adds one."
 

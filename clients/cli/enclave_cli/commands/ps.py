@@ -12,7 +12,7 @@ from enclave_cli.invocation import Invocation, json_option, no_start_option
 from enclave_cli.output import LOOSE_COLUMNS_MAX, count, duration, line, shortened, size, table
 
 if TYPE_CHECKING:
-    from enclave.protocol.methods import InstanceInfo, WallsInfo
+    from enclave.protocol.bodies import InstanceInfo, WallsInfo
 
 NOTHING_LOADED = "No model is loaded. The first request loads its model; `enclave load MODEL` does it ahead."
 

@@ -20,7 +20,7 @@ from enclave_cli.status_line import StatusLine
 
 if TYPE_CHECKING:
     from enclave.calls import SamplingOptions
-    from enclave.protocol.methods import ModelShow
+    from enclave.protocol.bodies import ModelShow
     from enclave_cli.daemon import Answer, Daemon
 
 TEMPLATE_NOTE = "the model's chat template is not applied yet (--raw silences this)"

@@ -11,7 +11,7 @@ from enclave_cli.output import count, facts, magnitude, size
 from enclave_cli.references import reference
 
 if TYPE_CHECKING:
-    from enclave.protocol.methods import ModelShow
+    from enclave.protocol.bodies import ModelShow
 
 
 @click.command("show")

@@ -15,7 +15,7 @@ from enclave_cli.output import duration, line, size, table
 from enclave_cli.references import reference
 
 if TYPE_CHECKING:
-    from enclave.protocol.methods import WhyRecord
+    from enclave.protocol.bodies import WhyRecord
 
 NOTHING_TOLD = "Nothing is on record{about}. The record keeps the last few thousand events, and starts with the daemon."
 

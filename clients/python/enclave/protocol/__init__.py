@@ -43,6 +43,8 @@ from enclave.protocol.methods import read_chunks as read_chunks
 from enclave.protocol.methods import read_params as read_params
 from enclave.protocol.methods import read_result as read_result
 from enclave.protocol.methods import write_body as write_body
+from enclave.protocol.session import SPOKEN as SPOKEN
 from enclave.protocol.session import Role as Role
 from enclave.protocol.session import Session as Session
 from enclave.protocol.session import State as State
+from enclave.protocol.session import Versions as Versions

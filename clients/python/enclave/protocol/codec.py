@@ -45,9 +45,13 @@ def elsewhere(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={ELSEWHERE: True}, repr=False)
 
 
-def decode(kind: type[T], values: object, where: str = "") -> T:
-    """An object of the dataclass `kind` from a plain map; raises RemoteProtocolError naming the field at fault."""
-    return cast(T, _dataclass_reader(kind)(values, where))
+def decode(kind: type[T], values: object, where: str = "", beside: Mapping[str, object] | None = None) -> T:
+    """An object of the dataclass `kind` from a plain map, and its fields of other frames from `beside`.
+
+    Raises RemoteProtocolError naming the field at fault.
+    """
+    arguments = _arguments_reader(kind)(values, where)
+    return kind(**arguments) if beside is None else kind(**arguments, **beside)
 
 
 def encode(value: object) -> dict[str, object]:
@@ -300,8 +304,13 @@ def _map_reader(inner: Reader) -> Reader:
     return read
 
 
-@cache
 def _dataclass_reader(kind: type[object]) -> Reader:
+    read = _arguments_reader(kind)
+    return lambda value, where: kind(**read(value, where))
+
+
+@cache
+def _arguments_reader(kind: type[object]) -> Callable[[object, str], dict[str, Any]]:
     # Hints are looked up at the first value, not now: a dataclass may refer to itself.
     @cache
     def fields() -> tuple[tuple[str, Reader, bool, bool], ...]:
@@ -316,7 +325,7 @@ def _dataclass_reader(kind: type[object]) -> Reader:
             for field in _travelling(kind)
         )
 
-    def read(value: object, where: str) -> object:
+    def read(value: object, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise _wrong(where, "a map", value)
         values = cast("dict[object, object]", value)
@@ -332,7 +341,7 @@ def _dataclass_reader(kind: type[object]) -> Reader:
                 arguments[name] = None
             else:
                 raise RemoteProtocolError(f"{path}: missing", field=path)
-        return kind(**arguments)
+        return arguments
 
     return read
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+BUSY_SECONDS = 1.0
+"""When to come back to a session that has as much open as it may: about what a short answer takes."""
+
 Number = int | float
 """A figure beside an error (`needs_bytes`, `context`): for a program, where the message is for a person."""
 
@@ -254,11 +257,32 @@ class LocalProtocolError(ProtocolError):
     `code` and `field` are those that the other side would have answered with.
     """
 
-    def __init__(self, message: str, *, code: str = "bad_message", field: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "bad_message",
+        field: str | None = None,
+        numbers: Mapping[str, Number] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
         self.field = field
+        self.numbers: dict[str, Number] = dict(numbers or {})
+        self.retry_after = retry_after
+
+    @classmethod
+    def of(cls, error: RemoteProtocolError, message: str | None = None) -> LocalProtocolError:
+        """What the other side would have said to it."""
+        return cls(
+            message or error.message,
+            code=error.code,
+            field=error.field,
+            numbers=error.numbers,
+            retry_after=error.retry_after,
+        )
 
 
 class RemoteProtocolError(ProtocolError):
@@ -279,6 +303,7 @@ class RemoteProtocolError(ProtocolError):
         fatal: bool = True,
         hint: str | None = None,
         numbers: Mapping[str, Number] | None = None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -288,6 +313,7 @@ class RemoteProtocolError(ProtocolError):
         self.fatal = fatal
         self.hint = hint
         self.numbers: dict[str, Number] = dict(numbers or {})
+        self.retry_after = retry_after
 
     def about(self, request_id: int) -> RemoteProtocolError:
         """The same refusal as one about a single request: to be answered with its id, the session goes on."""
@@ -299,4 +325,5 @@ class RemoteProtocolError(ProtocolError):
             fatal=False,
             hint=self.hint,
             numbers=self.numbers,
+            retry_after=self.retry_after,
         )

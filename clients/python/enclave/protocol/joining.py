@@ -11,12 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from enclave.protocol.messages import AttachmentInfo, Chunk
-from enclave.protocol.packing import MIB
 
-BUDGET_BYTES = MIB
-"""What may wait for one reader before its sequence should pause: about two hours of text at 30 tokens/s."""
-
-JOINED_BYTES_MAX = MIB
+JOINED_BYTES_MAX = 256 * 1024
 """A joined body stays below this, so that no single message grows with the reader's slowness."""
 
 
@@ -35,16 +31,14 @@ class _Waiting:
 class ChunkJoiner:
     """A queue of chunks of one request; order is kept, chunks with attachments stay alone."""
 
-    def __init__(self, request_id: int, budget_bytes: int = BUDGET_BYTES) -> None:
+    def __init__(self, request_id: int) -> None:
         self.request_id = request_id
-        self.budget_bytes = budget_bytes
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._seq = 0
 
     def __repr__(self) -> str:
-        full = ", full" if self.full else ""
-        return f"<ChunkJoiner of {self.request_id}: {len(self._waiting)} waiting, {self._waiting_bytes} bytes{full}>"
+        return f"<ChunkJoiner of {self.request_id}: {len(self._waiting)} waiting, {self._waiting_bytes} bytes>"
 
     def __len__(self) -> int:
         """Messages that wait."""
@@ -53,11 +47,6 @@ class ChunkJoiner:
     @property
     def waiting_bytes(self) -> int:
         return self._waiting_bytes
-
-    @property
-    def full(self) -> bool:
-        """Whether the budget is used up and the sequence should pause. What comes anyway is still taken."""
-        return self._waiting_bytes >= self.budget_bytes
 
     def put(
         self,
@@ -90,6 +79,13 @@ class ChunkJoiner:
             frames=waiting.frames,
         )
         self._seq += waiting.count
+        return chunk
+
+    def pass_through(self, body: bytes, count: int) -> Chunk:
+        """A message of `count` values to send at once, when nothing waits before them."""
+        assert not self._waiting, "what waits goes first"
+        chunk = Chunk(id=self.request_id, seq=self._seq, count=count, body=body)
+        self._seq += count
         return chunk
 
     def drop(self) -> None:

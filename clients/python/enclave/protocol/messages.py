@@ -16,9 +16,12 @@ from typing import Annotated, ClassVar, NewType, TypeAlias, cast
 from enclave.protocol.codec import Bounds, decode, elsewhere, encode
 from enclave.protocol.errors import LocalProtocolError, Number, RemoteProtocolError, error_code
 from enclave.protocol.packing import BODY_LIMITS, HEADER_LIMITS, MIB, pack, unpack
+from enclave.protocol.records import record
 
 PROTOCOL_VERSION = 1
-"""The wire's own version, apart from every package's. Peers must agree on it."""
+"""The newest version of the wire that this code speaks: a number of its own, apart from every package's."""
+PROTOCOL_VERSION_MIN = 1
+"""The oldest one."""
 
 RequestId = NewType("RequestId", int)
 """Chosen by the client, growing within a session."""
@@ -27,6 +30,7 @@ ID_MAX = 2**53 - 1
 """Ids stay exact in languages whose only number is a double."""
 
 TOKEN_BYTES = 16
+PING_DATA_BYTES_MAX = 32
 CREDIT_INITIAL = 64
 """Chunks that may be under way unread: at 100 tokens/s over half a second, at 512 bytes each 32 KiB a stream."""
 CREDIT_MAX = 65_536
@@ -64,66 +68,86 @@ class Stage(StrEnum):
     """Files are on their way: the stage of a pull."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Limits:
     """What one session may send, in the welcome; more is refused with `too_large` or `busy`."""
 
     body_bytes: Annotated[int, Bounds(1, ID_MAX)] = BODY_LIMITS.frame_bytes
+    """Of one message's body."""
     attachment_bytes: Annotated[int, Bounds(1, ID_MAX)] = 64 * MIB
     """Of one attachment."""
     attachments: Annotated[int, Bounds(0, 1024)] = 64
     """Of one message."""
     open_requests: Annotated[int, Bounds(1, COUNT_MAX)] = 256
+    """Requests without result or error yet."""
+    queued_bytes: Annotated[int, Bounds(1, ID_MAX)] = 128 * MIB
+    """Bodies and attachments, together, of the requests that nobody works on yet."""
+    unread_bytes: Annotated[int, Bounds(1, ID_MAX)] = 16 * MIB
+    """What the daemon keeps of answers that the client has not read; see Window."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AttachmentInfo:
     """An attachment frame, announced in the header: what it is and how long."""
 
     kind: Name
     """A media type (`image/png`) or an array's type and shape (`float32[2,384]`)."""
     size_bytes: Total
+    """Of the frame."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Hello:
     """client → daemon, first: who is there and which protocol it speaks."""
 
     TYPE: ClassVar[str] = "hello"
     version: Annotated[int, Bounds(0, COUNT_MAX)]
+    """The newest version that the client speaks."""
+    version_min: Annotated[int, Bounds(0, COUNT_MAX)] | None = None
+    """The oldest one; only `version` when unset."""
     client: Name
     """The name people see in `enclave ps` and `enclave why`."""
     program: Annotated[str, Bounds(0, REFERENCE_LENGTH_MAX)] = ""
     """Library and version, for the log."""
     features: Annotated[tuple[Name, ...], Bounds(0, 64)] = ()
+    """What the client would like to use of what is not in every daemon of this version."""
     priority: Priority = Priority.NORMAL
     """Of requests that don't say their own."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Welcome:
     """daemon → client: the session is open; its token goes into each later message."""
 
     TYPE: ClassVar[str] = "welcome"
     version: Annotated[int, Bounds(0, COUNT_MAX)]
+    """The newest version that both speak: from now on both go by it."""
     token: Token = dataclasses.field(repr=False)
+    """Sixteen random bytes; the client sends them with all that follows."""
     server: Annotated[str, Bounds(0, NAME_LENGTH_MAX)]
     """The daemon's version."""
     pid: Count
+    """Of the daemon."""
+    features: Annotated[tuple[Name, ...], Bounds(0, 64)] = ()
+    """Those of the hello's that this daemon has."""
     limits: Limits = Limits()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Request:
     """client → daemon: a call of a method. What the daemon needs stands here, the rest in the body."""
 
     TYPE: ClassVar[str] = "request"
     id: Id
+    """Chosen by the client, above all it has used in this session."""
     token: bytes = dataclasses.field(default=b"", repr=False)
-    """Session fills it in when it is left empty."""
+    """The session's, from the welcome."""
     method: Name
+    """One of the table of methods."""
     model: Reference | None = None
+    """A reference: a name, an alias, `source:name` or the path of a file. Unset: the daemon's default model."""
     priority: Priority | None = None
+    """Unset: the session's."""
     deadline: Annotated[float, Bounds(0, SECONDS_MAX)] | None = None
     """Seconds from now within which the whole answer is wanted."""
     keep_alive: Annotated[float, Bounds(0, SECONDS_MAX)] | None = None
@@ -135,104 +159,137 @@ class Request:
     context: Annotated[int, Bounds(1, COUNT_MAX)] | None = None
     """Tokens of context wished for; unset never causes a reload."""
     max_tokens: Annotated[int, Bounds(0, COUNT_MAX)] | None = None
+    """Of the answer; unset: as many as the context has room for."""
     choices: Annotated[int, Bounds(1, 128)] = 1
+    """Answers wanted for the one prompt."""
     credit: Annotated[int, Bounds(0, CREDIT_MAX)] = CREDIT_INITIAL
     """Chunk messages that may be sent before the client grants more."""
     backend: Name | None = None
     """Only this backend will do."""
     adapter: Reference | None = None
+    """A reference. Has no effect yet; so with the next three."""
     draft: Reference | None = None
+    """A smaller model that guesses ahead."""
     projector: Reference | None = None
+    """What turns images into the model's own input."""
     prefix: Name | None = None
+    """A beginning kept by `prefix`."""
     attachments: Annotated[tuple[AttachmentInfo, ...], Bounds(0, 1024)] = ()
+    """One for each frame behind the body, in order."""
     body: bytes = elsewhere(b"")
     frames: tuple[bytes, ...] = elsewhere(())
     """The attachments, as the header announces them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Cancel:
     """client → daemon: the answer is not wanted any more. Its result or error still comes."""
 
     TYPE: ClassVar[str] = "cancel"
     id: Id
+    """Of the request."""
     token: bytes = dataclasses.field(default=b"", repr=False)
+    """The session's, from the welcome."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Credit:
     """client → daemon: so many more chunk messages may be sent for the request."""
 
     TYPE: ClassVar[str] = "credit"
     id: Id
+    """Of the request."""
     token: bytes = dataclasses.field(default=b"", repr=False)
+    """The session's, from the welcome."""
     chunks: Annotated[int, Bounds(1, CREDIT_MAX)]
+    """Added to what it has left."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Ping:
-    """client → daemon: are you there? Allowed before hello."""
+    """either way: are you there, and have you read what I sent before this? Answered with pong at once."""
 
     TYPE: ClassVar[str] = "ping"
     token: bytes | None = dataclasses.field(default=None, repr=False)
+    """From a client; may be left out before the welcome."""
+    data: Annotated[bytes, Bounds(0, PING_DATA_BYTES_MAX)] = b""
+    """Comes back in the pong."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Bye:
     """client → daemon: the session ends; what it has open is cancelled."""
 
     TYPE: ClassVar[str] = "bye"
     token: bytes = dataclasses.field(default=b"", repr=False)
+    """The session's, from the welcome."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Progress:
     """daemon → client: why the request waits, and for how much more."""
 
     TYPE: ClassVar[str] = "progress"
     id: Id
+    """Of the request."""
     stage: Stage
+    """What it waits for."""
     position: Count | None = None
     """In the queue, counted from 1."""
     ahead: Count | None = None
     """Requests that will be served first."""
     fraction: Annotated[float, Bounds(0, 1)] | None = None
+    """Of the load that is done."""
     done: Total | None = None
     """Bytes of a load or a transfer, tokens of a prompt."""
     total: Total | None = None
+    """What `done` will be in the end."""
     reason: Annotated[str, Bounds(0, REFERENCE_LENGTH_MAX)] | None = None
+    """`loading`, `busy` or `memory`: what a queued request waits for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Chunk:
     """daemon → client: `count` values of the answer, one after the other in the body."""
 
     TYPE: ClassVar[str] = "chunk"
     id: Id
+    """Of the request."""
     seq: Total
     """Values of this request sent before this message, so a gap shows."""
     count: Annotated[int, Bounds(1, COUNT_MAX)] = 1
+    """Values in the body."""
     attachments: Annotated[tuple[AttachmentInfo, ...], Bounds(0, 1024)] = ()
+    """One for each frame behind the body, in order."""
     body: bytes = elsewhere(b"")
     frames: tuple[bytes, ...] = elsewhere(())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Result:
     """daemon → client: the request is done. The header is its receipt, the body the method's result."""
 
     TYPE: ClassVar[str] = "result"
     id: Id
+    """Of the request."""
     model: Reference | None = None
+    """Which one answered, by its canonical name."""
     model_hash: Name | None = None
+    """Which file it was: its hash, or `file:` with device, inode, size and time of change until that is known."""
     backend: Name | None = None
+    """By name."""
     device: Name | None = None
+    """By name."""
     instance: Name | None = None
+    """By id, as in `instances.list`."""
     queued_seconds: Seconds | None = None
+    """From its arrival to its dispatch, without the load."""
     loading_seconds: Seconds | None = None
     """Zero when the model was there already."""
     prompt_seconds: Seconds | None = None
+    """Evaluating the prompt."""
     decoding_seconds: Seconds | None = None
+    """Making the answer."""
     preempted: Count | None = None
     """How often the request was parked for a more urgent one."""
     charged_seconds: Annotated[float, Bounds(0)] | None = None
@@ -240,42 +297,53 @@ class Result:
     context: Count | None = None
     """Tokens of context that the sequence had."""
     attachments: Annotated[tuple[AttachmentInfo, ...], Bounds(0, 1024)] = ()
+    """One for each frame behind the body, in order."""
     body: bytes = elsewhere(b"")
     frames: tuple[bytes, ...] = elsewhere(())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Error:
     """daemon → client: the request failed; without id: the session is over."""
 
     TYPE: ClassVar[str] = "error"
     id: Id | None = None
+    """Of the request; unset when it is about the session."""
     code: Name
+    """Stable, for programs."""
     message: Annotated[str, Bounds(0, 4096)] = ""
     """The daemon's own words; what came from a model or a prompt is in the body only."""
     hint: Annotated[str, Bounds(0, 4096)] = ""
+    """What a person can do."""
     retryable: bool = False
+    """Whether the same request may succeed later."""
     retry_after: Seconds | None = None
+    """Seconds after which trying again makes sense."""
     field: Annotated[str, Bounds(0, NAME_LENGTH_MAX)] | None = None
     """Of the request, for bad_request."""
     numbers: Annotated[dict[str, Number], Bounds(0, 64)] = dataclasses.field(default_factory=dict[str, Number])
+    """The figures in the message, for programs."""
     body: bytes = elsewhere(b"")
     """UTF-8 text from outside the daemon, such as a worker's last words; often empty."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Pong:
-    """daemon → client: yes."""
+    """either way: yes, and everything before that ping has been read."""
 
     TYPE: ClassVar[str] = "pong"
+    token: bytes | None = dataclasses.field(default=None, repr=False)
+    """From a client."""
+    data: Annotated[bytes, Bounds(0, PING_DATA_BYTES_MAX)] = b""
+    """The ping's."""
 
 
-ClientMessage: TypeAlias = Hello | Request | Cancel | Credit | Ping | Bye
-DaemonMessage: TypeAlias = Welcome | Progress | Chunk | Result | Error | Pong
+ClientMessage: TypeAlias = Hello | Request | Cancel | Credit | Bye | Ping | Pong
+DaemonMessage: TypeAlias = Welcome | Progress | Chunk | Result | Error | Ping | Pong
 Message: TypeAlias = ClientMessage | DaemonMessage
 
-CLIENT_MESSAGES: tuple[type[ClientMessage], ...] = (Hello, Request, Cancel, Credit, Ping, Bye)
-DAEMON_MESSAGES: tuple[type[DaemonMessage], ...] = (Welcome, Progress, Chunk, Result, Error, Pong)
+CLIENT_MESSAGES: tuple[type[ClientMessage], ...] = (Hello, Request, Cancel, Credit, Bye, Ping, Pong)
+DAEMON_MESSAGES: tuple[type[DaemonMessage], ...] = (Welcome, Progress, Chunk, Result, Error, Ping, Pong)
 MESSAGE_TYPES: dict[str, type[Message]] = {kind.TYPE: kind for kind in (*CLIENT_MESSAGES, *DAEMON_MESSAGES)}
 
 _WITH_BODY = (Request, Chunk, Result, Error)
@@ -318,15 +386,26 @@ def read_raw(frames: Sequence[bytes | memoryview]) -> RawMessage:
 
 def parse(raw: RawMessage, limits: Limits) -> Message:
     """The typed message; raises RemoteProtocolError naming the field at fault."""
-    kind = MESSAGE_TYPES[raw.type]
-    message = decode(kind, raw.header)
-    if not issubclass(kind, _WITH_BODY):
-        if raw.rest:
-            raise RemoteProtocolError(f"a {kind.TYPE} has a header frame only, got {len(raw.rest)} more")
-        return message
-    if not raw.rest:
-        raise RemoteProtocolError(f"a {kind.TYPE} has a body frame, even if it is empty", field="body")
-    body, *attachments = raw.rest
+    kind, rest = MESSAGE_TYPES[raw.type], raw.rest
+    beside: dict[str, object] = {}
+    if issubclass(kind, _WITH_BODY) and rest:
+        beside["body"] = rest[0]
+        if issubclass(kind, _WITH_ATTACHMENTS):
+            beside["frames"] = rest[1:]
+    message = decode(kind, raw.header, beside=beside)
+    _check_rest(message, rest, limits)
+    return message
+
+
+def _check_rest(message: Message, rest: Sequence[bytes], limits: Limits) -> None:
+    """Raises RemoteProtocolError when the frames behind the header are not those that it announces, or too large."""
+    if not isinstance(message, _WITH_BODY):
+        if rest:
+            raise RemoteProtocolError(f"a {message.TYPE} has a header frame only, got {len(rest)} more")
+        return
+    if not rest:
+        raise RemoteProtocolError(f"a {message.TYPE} has a body frame, even if it is empty", field="body")
+    body, *attachments = rest
     _check_size("the body", len(body), limits.body_bytes, "body")
     announced = message.attachments if isinstance(message, _WITH_ATTACHMENTS) else ()
     _check_size("the number of attachments", len(attachments), limits.attachments, "attachments")
@@ -334,10 +413,8 @@ def parse(raw: RawMessage, limits: Limits) -> Message:
         raise RemoteProtocolError("attachments: the frames are not those that the header lists", field="attachments")
     for frame in attachments:
         _check_size("an attachment", len(frame), limits.attachment_bytes, "attachments")
-    if isinstance(message, _WITH_ATTACHMENTS):
-        return dataclasses.replace(message, body=body, frames=tuple(attachments))
-    assert isinstance(message, Error)
-    return dataclasses.replace(message, body=body)
+    if isinstance(message, Request):
+        _check_size("the request", sum(map(len, rest)), limits.queued_bytes, "attachments" if attachments else "body")
 
 
 def _check_size(what: str, size: int, maximum: int, name: str) -> None:
@@ -350,19 +427,40 @@ def _check_size(what: str, size: int, maximum: int, name: str) -> None:
         )
 
 
+SMALL_HEADER_BYTES = 1024
+"""A header of typed values that is this short as a whole cannot break a limit in one of its parts."""
+
+
 def to_frames(message: Message, limits: Limits) -> list[bytes]:
     """The frames of a message. Raises LocalProtocolError when the other side would refuse them."""
-    header = pack({"type": message.TYPE, **encode(message)})
-    frames = [header]
-    if isinstance(message, _WITH_BODY):
-        frames.append(message.body)
+    if type(message) is Chunk and not message.attachments and not message.frames:
+        return _chunk_frames(message, limits)
+    values = encode(message)
+    header = pack({"type": message.TYPE, **values})
+    rest: list[bytes] = [message.body] if isinstance(message, _WITH_BODY) else []
     if isinstance(message, _WITH_ATTACHMENTS):
-        frames.extend(message.frames)
+        rest.extend(message.frames)
     try:
-        parse(read_raw(frames), limits)
+        if len(header) <= SMALL_HEADER_BYTES:
+            decode(type(message), values)
+            _check_rest(message, rest, limits)
+        else:
+            parse(read_raw([header, *rest]), limits)
     except RemoteProtocolError as error:
-        raise LocalProtocolError(f"{message.TYPE}: {error.message}", code=error.code, field=error.field) from error
-    return frames
+        raise LocalProtocolError.of(error, f"{message.TYPE}: {error.message}") from error
+    return [header, *rest]
+
+
+def _chunk_frames(chunk: Chunk, limits: Limits) -> list[bytes]:
+    # Most messages are these, one for each token. The general way costs ten times as much.
+    if not (1 <= chunk.id <= ID_MAX and 0 <= chunk.seq <= ID_MAX and 1 <= chunk.count <= COUNT_MAX):
+        raise LocalProtocolError("chunk: id, seq or count is out of range")
+    if len(chunk.body) > limits.body_bytes:
+        raise LocalProtocolError(f"chunk: the body is {len(chunk.body):,} bytes", code="too_large", field="body")
+    header: dict[str, object] = {"type": Chunk.TYPE, "id": chunk.id, "seq": chunk.seq}
+    if chunk.count != 1:
+        header["count"] = chunk.count
+    return [pack(header), chunk.body]
 
 
 def attach(kinds_and_frames: Sequence[tuple[str, bytes]]) -> tuple[tuple[AttachmentInfo, ...], tuple[bytes, ...]]:
@@ -380,6 +478,7 @@ def refusal(error: RemoteProtocolError) -> Error:
         message=error.message[:4096],
         hint=error.hint or row.hint,
         retryable=row.retryable,
+        retry_after=error.retry_after,
         field=None if error.field is None else error.field[:NAME_LENGTH_MAX],
         numbers=error.numbers,
     )

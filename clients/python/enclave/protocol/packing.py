@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import msgpack  # pyright: ignore[reportMissingTypeStubs]
@@ -56,49 +57,73 @@ def pack(value: object) -> bytes:
 
 def unpack(frame: bytes | memoryview, limits: PackLimits, what: str = "frame") -> object:
     """The one value in the frame; raises RemoteProtocolError when there is none, more than one, or one too large."""
-    values = iterate(frame, limits, what)
+    _check_length(frame, limits, what)
+    if not frame:
+        raise RemoteProtocolError(f"the {what} is empty")
     try:
-        value = next(values)
-    except StopIteration:
-        raise RemoteProtocolError(f"the {what} is empty") from None
-    for _ in values:
-        raise RemoteProtocolError(f"the {what} holds more than one value")
+        value: object = _msgpack.unpackb(frame, **_options(limits))
+    except RemoteProtocolError:
+        raise
+    except _msgpack.ExtraData:
+        raise RemoteProtocolError(f"the {what} holds more than one value") from None
+    except _FAILURES as error:
+        raise _unreadable(error, what) from error
+    _check_plain(value, limits.depth, what)
     return value
 
 
 def iterate(frame: bytes | memoryview, limits: PackLimits, what: str = "frame") -> Iterator[object]:
     """The values in the frame, one after the other; raises RemoteProtocolError at the first that cannot be read."""
-    if len(frame) > limits.frame_bytes:
-        raise RemoteProtocolError(
-            f"the {what} has {len(frame):,} bytes, at most {limits.frame_bytes:,} are allowed",
-            code="too_large",
-            numbers={"bytes": len(frame), "bytes_max": limits.frame_bytes},
-        )
-    unpacker = _msgpack.Unpacker(
-        use_list=True,
-        raw=False,
-        strict_map_key=True,
-        object_pairs_hook=_pairs,
-        ext_hook=_refuse_extension,
-        max_buffer_size=limits.frame_bytes,
-        max_str_len=limits.text_bytes,
-        max_bin_len=limits.binary_bytes,
-        max_array_len=limits.array_items,
-        max_map_len=limits.map_items,
-        max_ext_len=0,
-    )
-    unpacker.feed(bytes(frame))
-    while unpacker.tell() < len(frame):
+    _check_length(frame, limits, what)
+    size = len(frame)
+    # Its buffer is a megabyte unless told otherwise, and made anew for each frame.
+    unpacker = _msgpack.Unpacker(read_size=max(1, size), max_buffer_size=max(1, size), **_options(limits))
+    unpacker.feed(frame)
+    while unpacker.tell() < size:
         try:
             value: object = unpacker.unpack()
         except RemoteProtocolError:
             raise
         except _msgpack.OutOfData:
             raise RemoteProtocolError(f"the {what} is cut off") from None
-        except (_msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
-            raise RemoteProtocolError(f"the {what} is not valid MessagePack ({type(error).__name__})") from error
+        except _FAILURES as error:
+            raise _unreadable(error, what) from error
         _check_plain(value, limits.depth, what)
         yield value
+
+
+_FAILURES = (_msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError)
+
+
+def _unreadable(error: Exception, what: str) -> RemoteProtocolError:
+    if isinstance(error, ValueError) and "incomplete input" in str(error):
+        return RemoteProtocolError(f"the {what} is cut off")
+    return RemoteProtocolError(f"the {what} is not valid MessagePack ({type(error).__name__})")
+
+
+def _check_length(frame: bytes | memoryview, limits: PackLimits, what: str) -> None:
+    if len(frame) > limits.frame_bytes:
+        raise RemoteProtocolError(
+            f"the {what} has {len(frame):,} bytes, at most {limits.frame_bytes:,} are allowed",
+            code="too_large",
+            numbers={"bytes": len(frame), "bytes_max": limits.frame_bytes},
+        )
+
+
+@cache
+def _options(limits: PackLimits) -> dict[str, Any]:
+    return {
+        "use_list": True,
+        "raw": False,
+        "strict_map_key": True,
+        "object_pairs_hook": _pairs,
+        "ext_hook": _refuse_extension,
+        "max_str_len": limits.text_bytes,
+        "max_bin_len": limits.binary_bytes,
+        "max_array_len": limits.array_items,
+        "max_map_len": limits.map_items,
+        "max_ext_len": 0,
+    }
 
 
 def _pairs(pairs: list[tuple[object, object]]) -> dict[str, object]:

@@ -11,6 +11,9 @@ that names it. Everything else about it is counted here: ids grow and are never 
 Messages cross on the wire. So a `cancel` or a `credit` may reach the daemon after it has answered, and is then
 dropped in silence; and after its own `bye` a client drops whatever still arrives. No other message is dropped.
 
+Both sides may ping; whoever is asked answers. The machine does not: whether the data of a pong was ever sent is for
+whoever sent it to know.
+
 A refused message changes nothing, with one exception: a request that is refused for its content, but whose id can be
 read, counts as open, since the client waits for an answer with that id. RemoteProtocolError.fatal tells the cases
 apart: a fatal one leaves the session in ERROR for good.
@@ -18,17 +21,18 @@ apart: a fatal one leaves the session in ERROR for good.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
+from typing import cast
 
-from enclave.protocol.errors import LocalProtocolError, RemoteProtocolError
+from enclave.protocol.errors import BUSY_SECONDS, LocalProtocolError, RemoteProtocolError
 from enclave.protocol.messages import (
     CREDIT_MAX,
     ID_MAX,
     PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN,
     Bye,
     Cancel,
     Chunk,
@@ -38,6 +42,7 @@ from enclave.protocol.messages import (
     Limits,
     Message,
     Ping,
+    Pong,
     Progress,
     RawMessage,
     Request,
@@ -118,13 +123,15 @@ TRANSITIONS: Mapping[State, Mapping[tuple[Role, Step], State]] = MappingProxyTyp
             (_CLIENT, Step.REQUEST): State.OPEN,
             (_CLIENT, Step.CANCEL): State.OPEN,
             (_CLIENT, Step.CREDIT): State.OPEN,
-            (_CLIENT, Step.PING): State.OPEN,
             (_CLIENT, Step.BYE): State.CLOSED,
+            (_CLIENT, Step.PING): State.OPEN,
+            (_CLIENT, Step.PONG): State.OPEN,
             (_DAEMON, Step.PROGRESS): State.OPEN,
             (_DAEMON, Step.CHUNK): State.OPEN,
             (_DAEMON, Step.RESULT): State.OPEN,
             (_DAEMON, Step.ERROR): State.OPEN,
             (_DAEMON, Step.REFUSAL): State.CLOSED,
+            (_DAEMON, Step.PING): State.OPEN,
             (_DAEMON, Step.PONG): State.OPEN,
         },
         State.CLOSED: {},
@@ -134,6 +141,32 @@ TRANSITIONS: Mapping[State, Mapping[tuple[Role, Step], State]] = MappingProxyTyp
     }
 )
 """(who sends what) → the next state; what is not here is not allowed. docs/protocol.md prints this table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions of the protocol that one side speaks, all between the two."""
+
+    oldest: int
+    newest: int
+
+    def __str__(self) -> str:
+        return f"version {self.newest}" if self.oldest == self.newest else f"versions {self.oldest} to {self.newest}"
+
+    def __contains__(self, version: object) -> bool:
+        return isinstance(version, int) and self.oldest <= version <= self.newest
+
+    def agreed(self, other: Versions) -> int | None:
+        """The newest version that both speak; None when there is none."""
+        newest = min(self.newest, other.newest)
+        return newest if newest >= max(self.oldest, other.oldest) else None
+
+
+SPOKEN = Versions(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION)
+"""What this code speaks."""
+
+_WITH_TOKEN = (Request, Cancel, Credit, Bye, Pong)
+"""What a client may send with its token only."""
 
 
 @dataclass(slots=True)
@@ -156,10 +189,12 @@ def step_of(message: Message) -> Step:
 class Session:
     """The machine. `receive` takes a message's frames, `send` gives them; the caller moves the bytes."""
 
-    def __init__(self, role: Role, limits: Limits | None = None) -> None:
+    def __init__(self, role: Role, limits: Limits | None = None, versions: Versions = SPOKEN) -> None:
         """`limits` are what the daemon accepts; a client learns them from the welcome."""
         self.role = role
         self.limits = limits or Limits()
+        self.versions = versions
+        self._version: int | None = None
         self._state = State.NEW
         self._token = b""
         self._hello: Hello | None = None
@@ -173,6 +208,11 @@ class Session:
     @property
     def state(self) -> State:
         return self._state
+
+    @property
+    def version(self) -> int | None:
+        """The version that both go by: known to the daemon from the hello on, to the client from the welcome on."""
+        return self._version
 
     @property
     def token(self) -> bytes:
@@ -221,12 +261,12 @@ class Session:
 
         Raises LocalProtocolError when the message is not allowed now or would be refused; nothing changes then.
         """
-        if self.role is Role.CLIENT and isinstance(message, (Request, Cancel, Credit, Bye)) and not message.token:
+        if self.role is Role.CLIENT and isinstance(message, _WITH_TOKEN) and not message.token:
             message = replace(message, token=self._token)
         try:
             target = self._check(self.role, message)
         except RemoteProtocolError as error:
-            raise LocalProtocolError(error.message, code=error.code, field=error.field) from error
+            raise LocalProtocolError.of(error) from error
         if isinstance(message, (Cancel, Credit)) and message.id not in self._open:
             raise LocalProtocolError(f"request {message.id} is not open")
         frames = to_frames(message, self.limits)
@@ -258,7 +298,7 @@ class Session:
 
     def _receive(self, raw: RawMessage) -> list[Message]:
         if raw.type == Hello.TYPE and self.role is Role.DAEMON:
-            _check_version(raw)
+            self._agree(raw)
         refusable = self._refusable_request(raw)
         try:
             message = parse(raw, self.limits)
@@ -290,12 +330,10 @@ class Session:
         target = TRANSITIONS[self._state].get((sender, step))
         if target is None:
             raise _out_of_place(self._state, sender, step)
-        if isinstance(message, (Request, Cancel, Credit, Bye)) and not self._is_token(message.token):
-            raise RemoteProtocolError("the session token is wrong", code="unauthorised", field="token")
-        if isinstance(message, Ping) and message.token is not None and not self._is_token(message.token):
-            raise RemoteProtocolError("the session token is wrong", code="unauthorised", field="token")
-        if isinstance(message, Welcome) and message.version != PROTOCOL_VERSION:
-            raise _versions_differ(PROTOCOL_VERSION, message.version)
+        if sender is Role.CLIENT:
+            self._check_token(message)
+        if isinstance(message, Welcome):
+            self._check_welcome(message)
         if isinstance(message, Request):
             self._check_request(message)
         if isinstance(message, (Cancel, Credit)) and message.id > self._last_id:
@@ -306,8 +344,32 @@ class Session:
             self._check_answer(message, message.id)
         return target
 
+    def _check_token(self, message: Message) -> None:
+        if isinstance(message, Ping) and message.token is None:
+            return
+        if isinstance(message, (*_WITH_TOKEN, Ping)) and not self._is_token(message.token):
+            raise RemoteProtocolError("the session token is wrong", code="unauthorised", field="token")
+
+    def _agree(self, raw: RawMessage) -> None:
+        """Finds the version to go by, before anything else of the hello is looked at: another may have other fields."""
+        version, oldest = raw.header.get("version"), raw.header.get("version_min")
+        if not _is_integer(version) or not (oldest is None or _is_integer(oldest)):
+            return  # the hello is refused for its types
+        theirs = Versions(cast(int, version if oldest is None else oldest), cast(int, version))
+        self._version = self.versions.agreed(theirs)
+        if self._version is None:
+            raise _versions_differ(theirs, self.versions)
+
+    def _check_welcome(self, message: Welcome) -> None:
+        if self.role is Role.DAEMON and message.version != self._version:
+            raise RemoteProtocolError(f"version: {self._version} was agreed on", field="version")
+        if message.version not in self.versions:
+            raise _versions_differ(self.versions, Versions(message.version, message.version))
+
     def _is_token(self, token: object) -> bool:
-        return isinstance(token, bytes) and bool(self._token) and hmac.compare_digest(token, self._token)
+        from hmac import compare_digest  # a daemon's matter, and not quickly imported
+
+        return isinstance(token, bytes) and bool(self._token) and compare_digest(token, self._token)
 
     def _check_request(self, message: Request) -> None:
         if message.id <= self._last_id:
@@ -316,7 +378,9 @@ class Session:
             raise RemoteProtocolError(
                 f"this session has {len(self._open)} open requests, as many as it may",
                 code="busy",
+                hint="Wait for one of them to end.",
                 numbers={"open_requests": len(self._open), "open_requests_max": self.limits.open_requests},
+                retry_after=BUSY_SECONDS,
             )
 
     def _check_credit(self, message: Credit) -> None:
@@ -343,6 +407,7 @@ class Session:
             self._hello = message
         elif isinstance(message, Welcome):
             self._welcome = message
+            self._version = message.version
             self._token = message.token
             self.limits = message.limits
         elif isinstance(message, Request):
@@ -360,19 +425,21 @@ class Session:
             self._open.clear()
 
 
-def _check_version(raw: RawMessage) -> None:
-    # Before anything else in the hello: another version may have other fields.
-    version = raw.header.get("version")
-    if isinstance(version, int) and not isinstance(version, bool) and version != PROTOCOL_VERSION:
-        raise _versions_differ(version, PROTOCOL_VERSION)
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _versions_differ(client: int, daemon: int) -> RemoteProtocolError:
+def _versions_differ(client: Versions, daemon: Versions) -> RemoteProtocolError:
     return RemoteProtocolError(
-        f"the client speaks version {client} of the protocol, the daemon version {daemon}",
+        f"the client speaks {client} of the protocol, the daemon {daemon}",
         code="version_mismatch",
         field="version",
-        numbers={"client": client, "daemon": daemon},
+        numbers={
+            "client": client.newest,
+            "client_min": client.oldest,
+            "daemon": daemon.newest,
+            "daemon_min": daemon.oldest,
+        },
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,23 +18,35 @@ import zmq.asyncio
 from enclave.protocol.messages import Bye, Cancel, Error, Hello, Message, Ping, Pong, Request, Result, Welcome
 from enclave.protocol.messages import Chunk as ChunkMessage
 from enclave.protocol.session import Role, Session
-from enclaved.daemon.broker import Broker, Call
+from enclaved.daemon.broker import Broker, BrokerSettings, Call
+from enclaved.daemon.broker.broker import REFUSED_MAX
 from enclaved.daemon.refusal import RefusalError
 
 pytestmark = pytest.mark.asyncio
 
 SECONDS = 20.0
+EXECUTABLE = str(Path(sys.executable).resolve())
 packb = cast("Callable[[object], bytes]", cast("Any", msgpack).packb)
 
 
 class Peer:
     """A client: its DEALER socket and its session."""
 
-    def __init__(self, context: zmq.asyncio.Context, endpoint: str) -> None:
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, routing_id: bytes | None = None) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 2**31 - 1)
+        if routing_id is not None:
+            self.socket.setsockopt(zmq.ROUTING_ID, routing_id)
+        self._monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.socket.connect(endpoint)
         self.session = Session(Role.CLIENT)
+
+    def close(self) -> None:
+        if not self.socket.closed:
+            self.socket.disable_monitor()
+        self._monitor.close(0)
+        self.socket.close(0)
 
     async def send(self, message: Any) -> None:
         await self.socket.send_multipart(self.session.send(message))  # pyright: ignore[reportUnknownMemberType]
@@ -47,9 +61,16 @@ class Peer:
                 if received := self.session.receive(frames):
                     return received[0]
 
-    async def hello(self) -> None:
+    async def hello(self) -> Welcome:
         await self.send(Hello(version=1, client="test"))
-        assert isinstance(await self.next(), Welcome)
+        welcome = await self.next()
+        assert isinstance(welcome, Welcome)
+        return welcome
+
+    async def hung_up_on(self) -> None:
+        """Waits for the connection's end."""
+        async with asyncio.timeout(SECONDS):
+            await self._monitor.recv_multipart()
 
     async def call(self, name: str = "daemon.info") -> int:
         request_id = self.session.next_id()
@@ -68,8 +89,8 @@ class Served:
         self.handle: Callable[[Call], None] = self.calls.put_nowait
         self.peers: list[Peer] = []
 
-    def peer(self) -> Peer:
-        self.peers.append(Peer(self._context, self._endpoint))
+    def peer(self, routing_id: bytes | None = None) -> Peer:
+        self.peers.append(Peer(self._context, self._endpoint, routing_id))
         return self.peers[-1]
 
     async def next_call(self) -> Call:
@@ -82,24 +103,28 @@ class Served:
 
 
 @asynccontextmanager
-async def _served(folder: Path) -> AsyncGenerator[Served]:
+async def _served(
+    folder: Path, settings: BrokerSettings | None = None, uid: int | None = None
+) -> AsyncGenerator[Served]:
+    own: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     context = zmq.asyncio.Context()
-    endpoint = f"inproc://{id(folder)}" if len(str(folder)) > 80 else f"ipc://{folder}/s"
+    endpoint = f"ipc://{folder}/s"
     async with asyncio.TaskGroup() as tasks:
 
         async def handle(call: Call) -> None:
             served.handle(call)
 
-        broker = Broker(context, handle, tasks, "1")
+        broker = Broker(own, handle, tasks, "1", settings)
         served = Served(context, endpoint, broker)
-        broker.bind(endpoint, pid=1, uid=None)
-        serving = tasks.create_task(broker.serve())
-        yield served
-        serving.cancel()
-    for peer in served.peers:
-        peer.socket.close()
-    broker.close()
-    context.term()
+        broker.bind(endpoint, pid=1, uid=uid)
+        try:
+            yield served
+        finally:
+            for peer in served.peers:
+                peer.close()
+            context.term()
+            broker.close()
+            own.term()
 
 
 @pytest.fixture
@@ -107,8 +132,9 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("b")
 
 
-async def _until(condition: Callable[[], bool], peer: Peer) -> None:
+async def _until(condition: Callable[[], bool], peer: Peer, session: Session | None = None) -> None:
     """Each ping is a round through the broker; the condition comes true by one of them or the test fails."""
+    peer.session = session or peer.session
     async with asyncio.timeout(SECONDS):
         while not condition():
             await peer.send(Ping())
@@ -154,27 +180,122 @@ async def test_garbage_ends_its_own_session_and_leaves_nothing_behind(short: Pat
                 (error,) = answer.receive(await bad.socket.recv_multipart())
             assert isinstance(error, Error)
             assert error.id is None
-        await _until(lambda: served.connections == 1, good)
+        assert served.broker.sessions == 1
         await good.call()
         await served.next_call()
+        if frames:  # and who spoiled a session may begin another
+            bad.session = Session(Role.CLIENT)
+            await bad.hello()
+            assert served.broker.sessions == 2
 
 
-async def test_a_peer_that_chose_its_own_routing_id_is_ignored(short: Path) -> None:
+@pytest.mark.parametrize("routing_id", [b"admin", b"x", b"\x01abcd", b"y" * 255])
+async def test_a_peer_that_chose_its_own_routing_id_is_hung_up_on(short: Path, routing_id: bytes) -> None:
     async with _served(short) as served:
-        good, bad = served.peer(), served.peer()
-        bad.socket.close()
-        bad = Peer.__new__(Peer)
-        bad.socket = vars(served)["_context"].socket(zmq.DEALER)
-        bad.socket.setsockopt(zmq.ROUTING_ID, b"admin")
-        bad.socket.setsockopt(zmq.LINGER, 0)
-        bad.socket.connect(vars(served)["_endpoint"])
-        bad.session = Session(Role.CLIENT)
-        served.peers.append(bad)
-        await bad.send(Hello(version=1, client="x"))
+        good, bad = served.peer(), served.peer(routing_id)
         await good.hello()
+        await bad.send(Hello(version=1, client="x"))
+        await bad.hung_up_on()
         await good.call()
         await served.next_call()
         assert served.connections == 1
+
+
+async def test_a_peer_of_another_user_is_hung_up_on(short: Path) -> None:
+    async with _served(short) as served:
+        good = served.peer()
+        await good.hello()
+        vars(served.broker)["_uid"] = os.getuid() + 1  # whoever comes from now on is of another user than the daemon
+        bad = served.peer()
+        await bad.send(Hello(version=1, client="x"))
+        await bad.hung_up_on()
+        await good.call()
+        await served.next_call()
+
+
+async def test_who_spoils_session_after_session_is_hung_up_on(short: Path) -> None:
+    async with _served(short) as served:
+        good, bad = served.peer(), served.peer()
+        await good.hello()
+        for _ in range(REFUSED_MAX):
+            await bad.send_raw(b"\xc1")
+        await bad.hung_up_on()
+        await good.call()
+        await served.next_call()
+
+
+async def test_who_asks_and_asks_and_reads_nothing_is_hung_up_on(short: Path) -> None:
+    async with _served(short, BrokerSettings(unread_bytes_max=64 * 1024)) as served:
+        good, bad = served.peer(), served.peer()
+        await good.hello()
+        await bad.hello()
+        for _ in range(1500):
+            await bad.send(Ping(data=bytes(32)))
+        await bad.hung_up_on()
+        await good.call()
+        await served.next_call()
+
+
+async def test_who_reads_may_ask_as_often_as_it_likes(short: Path) -> None:
+    async with _served(short, BrokerSettings(unread_bytes_max=64 * 1024)) as served:
+        peer = served.peer()
+        await peer.hello()
+        for number in range(3000):
+            await peer.send(Ping(data=number.to_bytes(4, "big")))
+            pong = await peer.next()
+            while isinstance(pong, Ping):
+                await peer.send(Pong(data=pong.data))
+                pong = await peer.next()
+            assert pong == Pong(data=number.to_bytes(4, "big"))
+
+
+async def test_more_sessions_than_may_be_are_told_to_come_back(short: Path) -> None:
+    async with _served(short, BrokerSettings(sessions_max=1)) as served:
+        first, second = served.peer(), served.peer()
+        await first.hello()
+        await second.send(Hello(version=1, client="test"))
+        error = await second.next()
+        assert isinstance(error, Error)
+        assert (error.code, error.id, error.retryable) == ("busy", None, True)
+        assert error.retry_after
+        await first.send(Bye())
+        await _until(lambda: served.broker.sessions == 0, first, Session(Role.CLIENT))
+        second.session = Session(Role.CLIENT)
+        await second.hello()
+
+
+async def test_requests_that_wait_are_bounded_in_bytes_until_somebody_takes_them(
+    short: Path,
+) -> None:
+    async with _served(short, BrokerSettings(queued_bytes_max=2048)) as served:
+        peer = served.peer()
+        welcome = await peer.hello()
+        assert welcome.limits.queued_bytes == 2048
+        for _ in range(2):
+            await peer.send(Request(id=peer.session.next_id(), method="generate", body=bytes(1000)))
+        first = await served.next_call()
+        await served.next_call()
+        await peer.send(Request(id=peer.session.next_id(), method="generate", body=bytes(1000)))
+        error = await peer.next()
+        assert isinstance(error, Error)
+        assert (error.id, error.code) == (3, "busy")
+        assert error.retry_after
+        first.take_body()
+        await peer.send(Request(id=peer.session.next_id(), method="generate", body=bytes(1000)))
+        await served.next_call()
+
+
+async def test_the_broker_knows_who_asks(short: Path) -> None:
+    async with _served(short) as served:
+        peer = served.peer()
+        await peer.hello()
+        await peer.call()
+        client = (await served.next_call()).client
+        assert client.name == "test"
+        if sys.platform == "linux":
+            assert client.pid == os.getpid()
+            assert client.program == EXECUTABLE
+            assert str(client) == f"test (pid {client.pid}, {client.program})"
 
 
 @pytest.mark.parametrize("open_calls", [0, 3])
@@ -193,8 +314,8 @@ async def test_a_client_that_goes_is_forgotten_and_its_calls_are_cancelled(
         if way == "bye":
             await gone.send(Bye())
         else:
-            gone.socket.close()
-        await _until(lambda: served.connections == 1, good)
+            gone.close()
+        await _until(lambda: served.broker.sessions == 1, good)
         assert all(call.wants_cancel for call in calls)
         for call in calls:
             call.result(Result(id=call.request.id))
@@ -207,7 +328,7 @@ async def test_a_client_that_only_pinged_and_vanished_is_forgotten(short: Path) 
         await gone.send(Ping())
         assert isinstance(await gone.next(), Pong)
         assert served.connections == 2
-        gone.socket.close()
+        gone.close()
         await _until(lambda: served.connections == 1, good)
 
 

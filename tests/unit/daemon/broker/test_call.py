@@ -9,22 +9,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_ins import Conversation
 
-from enclave.protocol.joining import BUDGET_BYTES
-from enclave.protocol.messages import Chunk, Credit, Error, Progress, Result, Stage
+from enclave.protocol.messages import Chunk, Credit, Error, Limits, Progress, Result, Stage
+from enclaved.daemon.broker.call import Call
 from enclaved.daemon.refusal import RefusalError
 
 ACTS = st.lists(
     st.one_of(st.binary(min_size=1, max_size=5), st.integers(1, 3)),
     max_size=30,
 )
+BUDGET = 100_000
+SMALL = Limits(unread_bytes=BUDGET)
 
 
-def _result(conversation: Conversation) -> Result:
-    return Result(id=conversation.call.request.id)
+def _result(call: Call, size: int = 0) -> Result:
+    return Result(id=call.request.id, body=bytes(size))
 
 
-def _text(conversation: Conversation) -> bytes:
-    return b"".join(chunk.body for chunk in conversation.of(Chunk))
+def _text(conversation: Conversation, call: Call | None = None) -> bytes:
+    number = (call or conversation.call).request.id
+    return b"".join(chunk.body for chunk in conversation.of(Chunk) if chunk.id == number)
+
+
+def _told_by(call: Call) -> list[str]:
+    told: list[str] = []
+    call.on_pause = lambda: told.append("pause")
+    call.on_resume = lambda: told.append("resume")
+    call.on_cancel = lambda: told.append("cancel")
+    return told
 
 
 @given(ACTS, st.integers(0, 3), st.booleans())
@@ -41,7 +52,7 @@ def test_chunks_arrive_in_order_and_whole_and_before_the_end(acts: list[Any], cr
     if fails:
         call.error(RefusalError("internal", "no"))
     else:
-        call.result(_result(conversation))
+        call.result(_result(call))
     # One message is enough for whatever waits, since it was joined.
     if conversation.client.is_open(call.request.id):
         conversation.grant(Credit(id=call.request.id, chunks=1))
@@ -51,11 +62,46 @@ def test_chunks_arrive_in_order_and_whole_and_before_the_end(acts: list[Any], cr
     assert len(conversation.of(Result)) + len(conversation.of(Error)) == 1
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40_000), st.sampled_from("cgl")), max_size=60))
+def test_whatever_the_client_reads_nothing_is_lost_and_what_waits_is_bounded(acts: list[tuple[int, int, str]]) -> None:
+    """Three calls of one client that grants and reads as it likes; makers that stop when they are told to."""
+    conversation = Conversation(credit=1, limits=SMALL)
+    calls = [conversation.call, conversation.another(credit=1), conversation.another(credit=0)]
+    made = [b""] * 3
+    stopped: set[int] = set()
+    for number, call in enumerate(calls):
+        call.on_pause = lambda number=number: stopped.add(number)
+        call.on_resume = lambda number=number: stopped.discard(number)
+    for number, size, kind in acts:
+        call = calls[number]
+        if kind == "c" and number not in stopped:
+            body = bytes([number]) * (size + 1)
+            call.chunk(body, 1)
+            made[number] += body
+        elif kind == "g":
+            conversation.grant(Credit(id=call.request.id, chunks=1))
+        elif kind == "l":
+            conversation.deaf = not conversation.deaf
+            if not conversation.deaf:
+                conversation.listen()
+        assert sum(each.waiting_bytes for each in calls) <= BUDGET + 3 * 40_001
+    conversation.listen()
+    for call in calls:
+        call.result(_result(call))
+    for _ in range(100):
+        for call in calls:
+            if conversation.client.is_open(call.request.id):
+                conversation.grant(Credit(id=call.request.id, chunks=1))
+    assert [_text(conversation, call) for call in calls] == made
+    assert len(conversation.of(Result)) == 3
+    assert not stopped
+
+
 def test_without_credit_nothing_is_sent() -> None:
     conversation = Conversation(credit=1)
     for letter in (b"a", b"b", b"c"):
         conversation.call.chunk(letter, 1)
-    conversation.call.result(_result(conversation))
+    conversation.call.result(_result(conversation.call))
     assert [chunk.body for chunk in conversation.of(Chunk)] == [b"a"]
     assert not conversation.of(Result)
     assert conversation.call.has_ended
@@ -66,7 +112,7 @@ def test_without_credit_nothing_is_sent() -> None:
 
 def test_after_the_end_nothing_more_is_told() -> None:
     conversation = Conversation()
-    conversation.call.result(_result(conversation))
+    conversation.call.result(_result(conversation.call))
     conversation.call.error(RefusalError("internal", "no"))
     conversation.call.chunk(b"x", 1)
     conversation.call.progress(Progress(id=conversation.call.request.id, stage=Stage.QUEUED))
@@ -75,69 +121,157 @@ def test_after_the_end_nothing_more_is_told() -> None:
 
 def test_a_cancel_drops_what_waits_and_still_ends() -> None:
     conversation = Conversation(credit=0)
-    cancelled: list[None] = []
-    conversation.call.on_cancel = lambda: cancelled.append(None)
+    told = _told_by(conversation.call)
     conversation.call.chunk(b"x", 1)
     conversation.call.cancel()
     conversation.call.cancel()
     conversation.call.chunk(b"y", 1)
     conversation.call.error(RefusalError("cancelled", "The request was cancelled."))
-    assert len(cancelled) == 1
+    assert told == ["cancel"]
     assert [type(message) for message in conversation.received] == [Error]
 
 
 def test_a_cancel_after_the_end_was_said_sends_the_end() -> None:
     conversation = Conversation(credit=0)
     conversation.call.chunk(b"x", 1)
-    conversation.call.result(_result(conversation))
+    conversation.call.result(_result(conversation.call))
     conversation.call.cancel()
     assert [type(message) for message in conversation.received] == [Result]
 
 
 def test_a_slow_reader_pauses_its_sequence_once_and_resumes_it_once() -> None:
-    conversation = Conversation(credit=0)
-    told: list[str] = []
-    conversation.call.on_pause = lambda: told.append("pause")
-    conversation.call.on_resume = lambda: told.append("resume")
-    piece = bytes(BUDGET_BYTES // 4)
+    conversation = Conversation(credit=0, limits=SMALL)
+    told = _told_by(conversation.call)
+    piece = bytes(BUDGET // 4)
     for _ in range(6):
         conversation.call.chunk(piece, 1)
     assert told == ["pause"]
-    conversation.grant(Credit(id=conversation.call.request.id, chunks=10))
+    for _ in range(10):
+        conversation.grant(Credit(id=conversation.call.request.id, chunks=1))
     assert told == ["pause", "resume"]
     assert len(_text(conversation)) == 6 * len(piece)
 
 
 def test_a_paused_sequence_is_resumed_by_a_cancel_so_that_it_can_end() -> None:
-    conversation = Conversation(credit=0)
-    told: list[str] = []
-    conversation.call.on_pause = lambda: told.append("pause")
-    conversation.call.on_resume = lambda: told.append("resume")
-    conversation.call.on_cancel = lambda: told.append("cancel")
-    conversation.call.chunk(bytes(BUDGET_BYTES), 1)
+    conversation = Conversation(credit=0, limits=SMALL)
+    told = _told_by(conversation.call)
+    conversation.call.chunk(bytes(BUDGET), 1)
     conversation.call.cancel()
     assert told == ["pause", "resume", "cancel"]
 
 
+def test_a_stream_that_is_read_goes_on_while_another_of_its_session_is_not() -> None:
+    conversation = Conversation(credit=0, limits=SMALL)
+    other = conversation.another(credit=64)
+    stuck, told = _told_by(conversation.call), _told_by(other)
+    conversation.call.chunk(bytes(BUDGET), 1)
+    for _ in range(60):
+        other.chunk(b"x", 1)
+    assert (stuck, told) == (["pause"], [])
+    assert len(_text(conversation, other)) == 60
+
+
+def test_a_stream_that_cannot_be_sent_in_a_full_session_pauses_and_goes_on_when_it_is_read_itself() -> None:
+    conversation = Conversation(credit=0, limits=SMALL)
+    other = conversation.another(credit=0)
+    told = _told_by(other)
+    conversation.call.chunk(bytes(BUDGET), 1)
+    other.chunk(b"x", 1)
+    assert told == ["pause"]
+    conversation.grant(Credit(id=other.request.id, chunks=1))
+    assert told == ["pause", "resume"]
+    assert _text(conversation, other) == b"x"
+
+
+def test_the_end_of_one_stream_relieves_the_others() -> None:
+    conversation = Conversation(credit=0, limits=SMALL)
+    other = conversation.another(credit=0)
+    told = _told_by(other)
+    conversation.call.chunk(bytes(BUDGET), 1)
+    other.chunk(b"x", 1)
+    conversation.call.cancel()
+    assert told == ["pause", "resume"]
+
+
+def test_a_client_that_reads_nothing_is_sent_no_more_than_its_budget_whatever_credit_it_gave() -> None:
+    conversation = Conversation(credit=60_000, limits=SMALL)
+    told = _told_by(conversation.call)
+    conversation.deaf = True
+    for _ in range(300):
+        conversation.call.chunk(bytes(1000), 1)
+    unread = vars(conversation)["_unread"]
+    assert BUDGET <= sum(len(frame) for frames in unread for frame in frames) + 96 * 2 * len(unread) < BUDGET + 10_000
+    assert told == ["pause"]
+    conversation.listen()
+    assert len(_text(conversation)) == 300 * 1000
+    assert told == ["pause", "resume"]
+
+
+def test_progress_is_left_out_for_a_client_that_reads_nothing() -> None:
+    conversation = Conversation(credit=60_000, limits=SMALL)
+    conversation.deaf = True
+    conversation.call.chunk(bytes(BUDGET), 1)
+    conversation.call.progress(Progress(id=conversation.call.request.id, stage=Stage.QUEUED))
+    conversation.listen()
+    assert conversation.of(Progress) == []
+
+
+def test_results_of_a_client_that_reads_nothing_wait_and_are_not_lost() -> None:
+    conversation = Conversation(limits=SMALL)
+    calls = [conversation.call, *(conversation.another() for _ in range(9))]
+    conversation.deaf = True
+    for call in calls:
+        call.result(_result(call, 30_000))
+    assert len(vars(conversation)["_unread"]) < 10
+    conversation.listen()
+    assert [result.id for result in conversation.of(Result)] == [call.request.id for call in calls]
+
+
 def test_a_client_that_goes_in_the_middle_of_a_send_cancels_once() -> None:
     conversation = Conversation(credit=0)
-    cancelled: list[None] = []
-    conversation.call.on_cancel = lambda: cancelled.append(None)
+    told = _told_by(conversation.call)
     for _ in range(3):
         conversation.call.chunk(bytes(600_000), 1)
     conversation.gone = True
     conversation.grant(Credit(id=conversation.call.request.id, chunks=10))
-    conversation.call.result(_result(conversation))
-    assert len(cancelled) == 1
+    conversation.call.result(_result(conversation.call))
+    assert told == ["cancel"]
     assert conversation.received == []
 
 
 def test_who_goes_on_far_beyond_the_pause_floods() -> None:
-    conversation = Conversation(credit=0)
-    for _ in range(17):
-        assert not conversation.call.is_flooded
+    conversation = Conversation(credit=0, limits=SMALL)
+    conversation.call.chunk(bytes(BUDGET), 1)
+    for _ in range(4):
         conversation.call.chunk(bytes(1024 * 1024), 1)
+        assert not conversation.call.is_flooded
+    conversation.call.chunk(b"x", 1)
     assert conversation.call.is_flooded
+
+
+def test_a_drained_reader_that_asks_for_more_is_told_of() -> None:
+    conversation = Conversation(credit=0)
+    call = conversation.call
+    drained: list[bool] = []
+    call.on_drained = lambda: drained.append(call.is_drained)
+    call.chunk(b"x", 1)
+    conversation.grant(Credit(id=call.request.id, chunks=1))
+    assert drained == []
+    conversation.grant(Credit(id=call.request.id, chunks=1))
+    assert drained == [True]
+    call.chunk(b"y", 1)
+    assert not call.is_drained
+
+
+def test_what_is_dropped_leaves_no_gap() -> None:
+    conversation = Conversation(credit=1)
+    call = conversation.call
+    for letter in (b"a", b"b", b"c"):
+        call.chunk(letter, 1)
+    call.drop_waiting()
+    call.chunk(b"d", 1)
+    conversation.grant(Credit(id=call.request.id, chunks=1))
+    assert [(chunk.seq, chunk.body) for chunk in conversation.of(Chunk)] == [(0, b"a"), (1, b"d")]
 
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "\U0001f600" * 100_000, "\ud800" * 5000, "é" * 2048, ""])
@@ -149,3 +283,11 @@ def test_an_error_always_fits_on_the_wire(text: str) -> None:
     (error,) = conversation.of(Error)
     assert error.code == "internal"
     assert len(error.body) <= 64 * 1024
+
+
+def test_a_body_is_given_once_and_kept_no_longer() -> None:
+    conversation = Conversation()
+    call = conversation.call
+    call.request = type(call.request)(id=call.request.id, method="generate", body=b"prompt")
+    assert call.take_body() == b"prompt"
+    assert call.take_body() == b""

@@ -1,0 +1,198 @@
+"""One peer's session on the daemon's side, with its calls and what it is owed. No socket: frames go to `post`.
+
+What an answer costs the daemon is bounded here. Two things are counted against the session's `unread_bytes`: chunks and
+ends that wait because the client gave no credit, and what was sent and not yet read (`Window`). At the bound nothing
+more is sent and whoever makes chunks is asked to pause; a client that goes on asking without reading is hung up on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from enclave.protocol.errors import BUSY_SECONDS, LocalProtocolError, RemoteProtocolError
+from enclave.protocol.messages import (
+    Chunk,
+    Error,
+    Limits,
+    Message,
+    Ping,
+    Pong,
+    Progress,
+    Request,
+    Result,
+    failure,
+    refusal,
+)
+from enclave.protocol.session import Role, Session, State
+from enclaved.core.ids import ClientId
+from enclaved.daemon.broker.call import Call
+from enclaved.daemon.broker.client import Client
+from enclaved.daemon.broker.peer import Peer
+from enclaved.daemon.broker.window import Window
+
+logger = logging.getLogger("enclaved.broker")
+
+
+class Connection:
+    """A peer by its routing id."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        client_id: ClientId,
+        limits: Limits,
+        post: Callable[[list[bytes]], None],
+        nonce: Callable[[], bytes],
+    ) -> None:
+        """`post` sends frames; when the peer turns out to be gone it calls `leave`. `nonce` makes data for pings."""
+        self.peer = peer
+        self.refused = 0
+        """Sessions of it that ended because it broke the rules."""
+        self.calls: dict[int, Call] = {}
+        self.paused: set[Call] = set()
+        self._limits = limits
+        self._post = post
+        self._nonce = nonce
+        self._window = Window(limits.unread_bytes)
+        self._waiting_bytes = 0
+        """Of chunks and ends that cannot be sent yet."""
+        self._queued_bytes: dict[int, int] = {}
+        """Of the requests that nobody works on yet, by id."""
+        self._gone = False
+        self.begin(client_id)
+
+    def __repr__(self) -> str:
+        return f"<Connection of {self.client}, {self.session!r}, {self._waiting_bytes} bytes wait, {self._window!r}>"
+
+    def begin(self, client_id: ClientId) -> None:
+        """A new session; of the one before, everything that is open is cancelled."""
+        self.cancel_all()
+        self.client = Client(client_id, pid=self.peer.pid, program=self.peer.program)
+        self.session = Session(Role.DAEMON, self._limits)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether hello and welcome have been said."""
+        return self.session.state is State.OPEN
+
+    @property
+    def is_burst(self) -> bool:
+        """Whether its peer goes on asking for more without reading anything."""
+        return self._window.is_burst
+
+    # --- about the session: said whatever the client reads ---
+
+    def say(self, message: Message) -> None:
+        """Sends a message that is about no call."""
+        if not self._gone:
+            self._write(self.session.send(message))
+
+    def refuse(self, error: RemoteProtocolError) -> None:
+        """Answers a message that cannot be accepted."""
+        try:
+            self.say(refusal(error))
+        except LocalProtocolError as unsendable:
+            logger.error("a refusal could not be sent to %s: %s", self.client.id, unsendable)
+
+    def answered(self, pong: Pong) -> None:
+        """The client says what it has read."""
+        if self._window.answered(pong.data):
+            self.pump()
+
+    # --- calls ---
+
+    def admit(self, request: Request) -> None:
+        """Counts a request that arrived. Raises RemoteProtocolError (`busy`) when too much waits already."""
+        size_bytes = len(request.body) + sum(map(len, request.frames))
+        queued_bytes = sum(self._queued_bytes.values())
+        if queued_bytes and queued_bytes + size_bytes > self._limits.queued_bytes:
+            raise RemoteProtocolError(
+                f"requests of {queued_bytes:,} bytes wait already; with this one they would be more than the "
+                f"{self._limits.queued_bytes:,} that may",
+                code="busy",
+                numbers={"queued_bytes": queued_bytes, "queued_bytes_max": self._limits.queued_bytes},
+                retry_after=BUSY_SECONDS,
+            ).about(request.id)
+        if size_bytes:
+            self._queued_bytes[request.id] = size_bytes
+
+    def pump(self) -> None:
+        """Sends whatever can be sent now, a message of each call in turn."""
+        calls = list(self.calls.values())
+        while calls and self._window.is_open:
+            calls = [call for call in calls if call.pump_one()]
+        for call in list(self.calls.values()):
+            call.pump()
+
+    def cancel_all(self) -> None:
+        """Nobody waits for the open calls any more."""
+        calls, self.calls = list(self.calls.values()), {}
+        for call in calls:
+            call.cancel()
+        self._waiting_bytes = 0
+        self._queued_bytes.clear()
+
+    def leave(self) -> None:
+        """The peer has gone: nothing is sent any more."""
+        self._gone = True
+        self.cancel_all()
+
+    # --- what a call needs (Outlet) ---
+
+    def delivered(self, call: Call) -> None:
+        self._queued_bytes.pop(call.request.id, None)
+
+    def credit(self, call: Call) -> int:
+        return self.session.credit(call.request.id) if self.calls.get(call.request.id) is call else 0
+
+    def takes(self) -> bool:
+        return self._window.is_open
+
+    def answer(self, call: Call, message: Progress | Chunk | Result | Error) -> None:
+        if self._gone or self.calls.get(call.request.id) is not call:
+            return
+        try:
+            frames = self.session.send(message)
+        except LocalProtocolError as error:
+            logger.error("a %s of %s could not be sent: %s", message.TYPE, call.id, error)
+            if isinstance(message, Progress):
+                return
+            # The answer has a hole now, or no end: the client must not wait for it, nor take it for whole.
+            message = failure(call.request.id, "internal", "The answer could not be sent.")
+            frames = self.session.send(message)
+            self._forget(call)
+            call.cancel()
+        if isinstance(message, (Result, Error)):
+            self._forget(call)
+        self._write(frames)
+
+    def owe(self, size_bytes: int) -> None:
+        self._waiting_bytes = max(0, self._waiting_bytes + size_bytes)
+        if self.paused and self.is_relieved:
+            for call in list(self.paused):
+                call.resume_if_relieved()
+
+    @property
+    def is_full(self) -> bool:
+        return self._waiting_bytes + self._window.unread_bytes >= self._limits.unread_bytes
+
+    @property
+    def is_relieved(self) -> bool:
+        return (self._waiting_bytes + self._window.unread_bytes) * 2 < self._limits.unread_bytes
+
+    # --- inside ---
+
+    def _forget(self, call: Call) -> None:
+        self.calls.pop(call.request.id, None)
+        self._queued_bytes.pop(call.request.id, None)
+
+    def _write(self, frames: list[bytes]) -> None:
+        self._window.sent(frames)
+        self._post(frames)
+        if self._window.ping_due and self.is_open and not self._gone:
+            ping = Ping(data=self._nonce())
+            frames = self.session.send(ping)
+            self._window.sent(frames)
+            self._window.asked(ping.data)
+            self._post(frames)
