@@ -20,7 +20,7 @@ import zmq
 from enclave import calls
 from enclave.connecting import ClientOptions, lost_error, no_welcome, program
 from enclave.conversation import Answer, Conversation
-from enclave.dealer import MONITORED, is_lost, set_options
+from enclave.dealer import MONITORED, is_lost, send, set_options
 from enclave.exceptions import ConnectionLostError
 
 MESSAGES_A_TURN = 256
@@ -43,8 +43,8 @@ class Connection:
         # Reentrant: a stream that is collected as garbage cancels itself, at whatever moment.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._is_read = False
-        """Whether a thread waits in poll, so that the sockets are its alone."""
+        self._leader: object | None = None
+        """Stands for the call that waits in poll, so that the sockets are its thread's alone."""
         self._is_sending = False
         """Whether the outbox is being emptied: what a garbage collection in the middle of it adds goes along."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -82,7 +82,7 @@ class Connection:
         """Whether calls may begin here, after a look at what has come: a daemon that ended is noticed by it."""
         if self.usable:
             with self._whole():
-                if not self._is_read and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                if self._leader is None and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                     self._take_in({self._monitor})
         return self.usable
 
@@ -116,7 +116,8 @@ class Connection:
         """The next thing that iterating gives, if there is one, and send the credit that is due."""
         with self._whole():
             taken = answer.take()
-            self._grant(answer)
+            if answer.is_credit_due:
+                self._grant(answer)
             return taken
 
     def collect(self, answer: Answer) -> None:
@@ -151,29 +152,32 @@ class Connection:
 
     def _wait_until(self, ready: Callable[[], bool], deadline: float | None) -> None:
         """Wait until it is so, the conversation is over, or the deadline (monotonic) has passed."""
+        me = object()
         while True:
             seconds = None if deadline is None else deadline - time.monotonic()
-            leads = False
+            led = False
             try:
                 with self._lock:
                     with self._whole():
                         if ready() or self.conversation.ending is not None or (seconds is not None and seconds <= 0):
                             return
-                    if self._is_read:
+                    if self._leader is not None:
                         self._changed.wait(seconds)
                         continue
-                    self._is_read = leads = True
+                    self._leader, led = me, True
                 came = self._poller.poll(None if seconds is None else ceil(seconds * 1000))
                 with self._whole():
                     self._take_in({source for source, _ in came})
             finally:
-                if leads:
+                if led:
                     with self._lock:
-                        self._is_read = False
+                        # Another may lead already: its turn begins as soon as the lock is free.
+                        if self._leader is me:
+                            self._leader = None
                         self._changed.notify_all()
 
     def _take_in(self, came: set[object]) -> None:
-        self._is_read = False  # the sockets are whoever holds the lock's again
+        self._leader = None  # the sockets are whoever holds the lock's again
         with suppress(BlockingIOError):
             self._woken.recv(WAKES_A_TURN)
         self._flush()
@@ -201,13 +205,13 @@ class Connection:
         outbox = self.conversation.outbox
         if not outbox or self._closed:
             return
-        if self._is_read:
+        if self._leader is not None:
             self._wake_reader()
         elif not self._is_sending:
             self._is_sending = True
             try:
                 while outbox:
-                    self._socket.send_multipart(outbox.popleft())
+                    send(self._socket, outbox.popleft())
             finally:
                 self._is_sending = False
 
@@ -236,7 +240,7 @@ class Connection:
 
     def _end_soon(self) -> None:
         """Close, or have the thread that reads do it."""
-        if self._is_read:
+        if self._leader is not None:
             self._wake_reader()
         else:
             self._release()

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields
+from threading import RLock
 from typing import Any, TypeVar, dataclass_transform
 
 T = TypeVar("T")
 
+_one_at_a_time = RLock()
 _FIELDS = "__dataclass_fields__"
 _PLAN = "__record_plan__"
 
@@ -22,9 +24,10 @@ class _Unseen:
     """Stands in for a record's fields until somebody looks: then it is made a dataclass."""
 
     def __get__(self, instance: object, kind: type[Any]) -> Any:
-        delattr(kind, _FIELDS)
-        dataclass(init=False, repr=False, eq=False, match_args=False)(kind)
-        return getattr(kind, _FIELDS)
+        with _one_at_a_time:
+            if kind.__dict__[_FIELDS] is self:
+                dataclass(init=False, repr=False, eq=False, match_args=False)(kind)
+            return kind.__dict__[_FIELDS]
 
 
 class _Plan:
@@ -53,9 +56,8 @@ def record(kind: type[T]) -> type[T]:
     return kind
 
 
-def _plan(value: object) -> _Plan:
-    kind = type(value)
-    plan: _Plan | None = kind.__dict__[_PLAN]
+def _plan(kind: Any) -> _Plan:
+    plan: _Plan | None = kind.__record_plan__
     if plan is None:
         plan = _Plan(kind)
         setattr(kind, _PLAN, plan)
@@ -63,7 +65,7 @@ def _plan(value: object) -> _Plan:
 
 
 def _init(self: Any, **values: Any) -> None:
-    plan = _plan(self)
+    plan = _plan(type(self))
     own: dict[str, Any] = self.__dict__
     own.update(plan.defaults)
     own.update(values)
@@ -78,7 +80,7 @@ def _init(self: Any, **values: Any) -> None:
 
 
 def _repr(self: Any) -> str:
-    shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _plan(self).shown)
+    shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _plan(type(self)).shown)
     return f"{type(self).__qualname__}({shown})"
 
 
@@ -89,7 +91,7 @@ def _eq(self: Any, other: object) -> bool:
 
 
 def _hash(self: object) -> int:
-    return hash(tuple(getattr(self, name) for name in _plan(self).order))
+    return hash(tuple(getattr(self, name) for name in _plan(type(self)).order))
 
 
 def _setattr(self: object, name: str, value: object) -> None:
