@@ -22,7 +22,7 @@ from enclaved.core.events import ShutdownAsked
 from enclaved.core.ids import DeviceId
 from enclaved.core.state import Device, Limits, State
 from enclaved.core.story import Story
-from enclaved.daemon.broker import Broker, BrokerSettings, Call
+from enclaved.daemon.broker import Broker, BrokerSettings
 from enclaved.daemon.catalog import Catalog, HeaderCache
 from enclaved.daemon.clock import SystemClock
 from enclaved.daemon.conductor import Conductor
@@ -76,10 +76,13 @@ class Daemon:
             hands = WorkerHands(models, supervisor, workers, clock, conductor.post, lambda: methods.looked())
             conductor.employ(hands)
 
-            async def handle(call: Call) -> None:
-                await methods.handle(call)
-
-            broker = Broker(context, handle, tasks, __version__, self.config.table("broker", BrokerSettings))
+            broker = Broker(
+                context,
+                lambda call: methods.handle(call),
+                tasks,
+                __version__,
+                self.config.table("broker", BrokerSettings),
+            )
             methods = Methods(
                 identity=Identity(self.endpoint, str(self.places.home), _executable(), started),
                 models=models,

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,17 +94,19 @@ class Methods:
         self._stop = stop
         self._news = News(conductor.state, hands, self._model_infos, clock)
         conductor.on_step = self.looked
-        self._answers: dict[str, Callable[[Call, Any], Awaitable[object | None]]] = {
+        self._answers_at_once: dict[str, Callable[[Call, Any], object]] = {
             "daemon.info": self._info,
             "daemon.health": self._health,
             "daemon.shutdown": self._shutdown,
+            "instances.list": self._list_instances,
+            "plugins.list": self._list_plugins,
+        }
+        self._answers: dict[str, Callable[[Call, Any], Awaitable[object | None]]] = {
             "models.list": self._list_models,
             "models.show": self._show_model,
             "events.subscribe": self._subscribe,
-            "instances.list": self._list_instances,
             "instances.load": self._load,
             "instances.unload": self._unload,
-            "plugins.list": self._list_plugins,
             "scheduler.why": self._why,
         }
 
@@ -112,8 +114,20 @@ class Methods:
         """Something may have changed that subscribers hear of."""
         self._news.looked()
 
-    async def handle(self, call: Call) -> None:
-        """Answers a call, or leaves its end to the core. Never raises for what a client can cause."""
+    def handle(self, call: Call) -> Coroutine[Any, Any, None] | None:
+        """Answers a call at once, or gives the work that answers it or leaves its end to the core. Neither raises for
+        what a client can cause."""
+        answer = self._answers_at_once.get(call.request.method)
+        if answer is None:
+            return self._work(call)
+        try:
+            result = answer(call, read_params(call.request))
+            call.result(Result(id=call.request.id, body=write_body(result)))
+        except (RefusalError, RemoteProtocolError) as error:
+            call.error(_refusal_of(error))
+        return None
+
+    async def _work(self, call: Call) -> None:
         try:
             answer = self._answers.get(call.request.method)
             if answer is None:
@@ -122,13 +136,8 @@ class Methods:
             result = await answer(call, read_params(call.request))
             if result is not None:
                 call.result(Result(id=call.request.id, body=write_body(result)))
-        except RefusalError as refusal:
-            call.error(refusal)
-        except RemoteProtocolError as error:
-            call.error(RefusalError(error.code, error.message, hint=error.hint, numbers=error.numbers))
-        except Exception:
-            logger.exception("%s failed", call.request.method)
-            call.error(RefusalError("internal", "The daemon met a defect of its own; its log has the details."))
+        except (RefusalError, RemoteProtocolError) as error:
+            call.error(_refusal_of(error))
 
     # --- running a model ---
 
@@ -196,7 +205,7 @@ class Methods:
         await self._hands.wait_gone(instances)
         return UnloadResult(unloaded=tuple(instances))
 
-    async def _list_instances(self, call: Call, params: Empty) -> InstancesResult:
+    def _list_instances(self, call: Call, params: Empty) -> InstancesResult:
         return InstancesResult(instances=tuple(self._hands.instances(self._conductor.state)))
 
     # --- models ---
@@ -236,7 +245,7 @@ class Methods:
 
     # --- the daemon ---
 
-    async def _info(self, call: Call, params: Empty) -> DaemonInfo:
+    def _info(self, call: Call, params: Empty) -> DaemonInfo:
         identity = self._identity
         return DaemonInfo(
             version=__version__,
@@ -251,7 +260,7 @@ class Methods:
             sessions=self._sessions(),
         )
 
-    async def _health(self, call: Call, params: Empty) -> HealthResult:
+    def _health(self, call: Call, params: Empty) -> HealthResult:
         state = self._conductor.state
         waiting = len(state.waiting())
         problems = tuple(f"plugin {line.name}: {line.problem}" for line in self._plugins if line.state == "failed")
@@ -264,14 +273,14 @@ class Methods:
             running=len(state.requests) - waiting,
         )
 
-    async def _shutdown(self, call: Call, params: object) -> Empty:
+    def _shutdown(self, call: Call, params: object) -> Empty:
         self._stop()
         return Empty()
 
     async def _subscribe(self, call: Call, params: EventsParams) -> None:
         await self._news.subscribe(call, params)
 
-    async def _list_plugins(self, call: Call, params: Empty) -> PluginsResult:
+    def _list_plugins(self, call: Call, params: Empty) -> PluginsResult:
         return PluginsResult(
             plugins=tuple(
                 PluginInfo(
@@ -294,6 +303,12 @@ class Methods:
             records = story.about(*([params.request] if params.request is not None else []), limit=params.limit)
         offset = self._clock.wall() - self._clock.monotonic()
         return WhyResult(records=tuple(_why_record(record, offset) for record in records))
+
+
+def _refusal_of(error: RefusalError | RemoteProtocolError) -> RefusalError:
+    if isinstance(error, RefusalError):
+        return error
+    return RefusalError(error.code, error.message, hint=error.hint, numbers=error.numbers)
 
 
 def _why_record(record: Record, offset: float) -> WhyRecord:

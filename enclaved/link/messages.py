@@ -9,8 +9,9 @@ checks it again when making that type of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from enclaved.link.framing import LinkError, frame
@@ -170,6 +171,14 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Chunks:
+    """Worker → daemon: several `Chunk`s, such as all of one step."""
+
+    items: list[list[str | int | bytes]]
+    """`[request, count, body]` each."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """Worker → daemon: the request's result."""
 
@@ -230,6 +239,7 @@ FromChild = (
     | Measured
     | Prompted
     | Chunk
+    | Chunks
     | Finished
     | Failed
     | HeaderRead
@@ -253,6 +263,7 @@ _FROM_CHILD: dict[str, type[FromChild]] = {
         Measured,
         Prompted,
         Chunk,
+        Chunks,
         Finished,
         Failed,
         HeaderRead,
@@ -273,6 +284,27 @@ def encode(message: Message) -> bytes:
     values: list[Any] = [type(message).__name__]
     values += [getattr(message, slot.name) for slot in fields(message)]
     return frame(pack(values))
+
+
+def joined(messages: Sequence[FromChild]) -> list[FromChild]:
+    """The same with each row of chunks as one message: reading one costs little more than reading a chunk."""
+    result: list[FromChild] = []
+    row: list[Chunk] = []
+    for message in messages:
+        if isinstance(message, Chunk):
+            row.append(message)
+            continue
+        if row:
+            result.append(_row(row))
+            row = []
+        result.append(message)
+    if row:
+        result.append(_row(row))
+    return result
+
+
+def _row(chunks: list[Chunk]) -> Chunk | Chunks:
+    return chunks[0] if len(chunks) == 1 else Chunks([[each.request, each.count, each.body] for each in chunks])
 
 
 def decode_from_child(payload: bytes) -> FromChild:
@@ -296,13 +328,19 @@ def _decode(payload: bytes, known: dict[str, type[_M]]) -> _M:
     kind = known.get(name) if isinstance(name, str) else None
     if kind is None:
         raise LinkError("an unknown message")
-    slots = fields(cast("Any", kind))
+    slots = _slots(kind)
     if len(rest) != len(slots):
         raise LinkError(f"{name} has {len(rest)} fields, not {len(slots)}")
-    for slot, value in zip(slots, rest, strict=True):
-        if not _CHECKS[cast("str", slot.type)](value):
-            raise LinkError(f"{name}.{slot.name} is a {type(value).__name__}, not {slot.type}")
+    for (field, annotation, check), value in zip(slots, rest, strict=True):
+        if not check(value):
+            raise LinkError(f"{name}.{field} is a {type(value).__name__}, not {annotation}")
     return kind(*rest)
+
+
+@cache
+def _slots(kind: type[Message]) -> tuple[tuple[str, str, Callable[[object], bool]], ...]:
+    """Name, annotation and check of each field."""
+    return tuple((slot.name, cast("str", slot.type), _CHECKS[cast("str", slot.type)]) for slot in fields(kind))
 
 
 def _is_integer(value: object) -> bool:
@@ -328,6 +366,9 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     "dict[str, Any]": _is_map,
     "list[str]": _is_list_of(lambda item: isinstance(item, str)),
     "list[dict[str, Any]]": _is_list_of(_is_map),
+    "list[list[str | int | bytes]]": _is_list_of(
+        lambda item: isinstance(item, list) and [type(part) for part in cast("list[Any]", item)] == [str, int, bytes]
+    ),
     "list[list[str | int]]": _is_list_of(_is_list_of(lambda item: isinstance(item, str) or _is_integer(item))),
 }
 """One check for each annotation used above; a test demands that none is missing."""

@@ -43,6 +43,8 @@ def _refuse_extension(code: int, _data: bytes) -> object:
 def _check_plain(value: object) -> None:
     """Iterative, so that deep nesting cannot reach the interpreter's own limit. The library reads one extension type,
     the timestamp, without asking."""
+    if type(value) is list and all(isinstance(item, _SCALARS) for item in cast("list[object]", value)):
+        return  # most messages are this flat
     waiting: list[tuple[object, int]] = [(value, 0)]
     while waiting:
         item, depth = waiting.pop()

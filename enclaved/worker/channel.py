@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from enclaved.link.framing import Framer
-from enclaved.link.messages import FromChild, Ping, Pong, ToChild, decode_to_child, descriptors_of, encode
+from enclaved.link.messages import FromChild, Ping, Pong, ToChild, decode_to_child, descriptors_of, encode, joined
 
 _RECEIVE_BYTES = 256 * 1024
 _DESCRIPTORS_MAX = 64
@@ -37,7 +37,7 @@ class Channel:
 
     def send_all(self, messages: Sequence[FromChild]) -> None:
         """Sends messages whole and in one go."""
-        data = b"".join(map(encode, messages))
+        data = b"".join(map(encode, joined(messages)))
         try:
             with self._sending:
                 self._connection.sendall(data)

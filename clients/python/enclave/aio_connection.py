@@ -13,7 +13,7 @@ import zmq
 from enclave import calls
 from enclave.connecting import ClientOptions, lost_error, no_welcome, program
 from enclave.conversation import Answer, Conversation
-from enclave.dealer import MONITORED, is_lost, set_options
+from enclave.dealer import MONITORED, is_lost, send, set_options
 from enclave.sockets import LoopReader
 
 
@@ -78,7 +78,8 @@ class AsyncConnection:
     def take(self, answer: Answer) -> list[object]:
         """The next thing that iterating gives, if there is one, and send the credit that is due."""
         taken = answer.take()
-        self._grant(answer)
+        if answer.is_credit_due:
+            self._grant(answer)
         return taken
 
     def collect(self, answer: Answer) -> None:
@@ -110,13 +111,13 @@ class AsyncConnection:
         outbox = self.conversation.outbox
         if outbox and not self._closed:
             while outbox:
-                self._socket.send_multipart(outbox.popleft())
+                send(self._socket, outbox.popleft())
             self._reader.sent()
 
     def _take(self) -> None:
         self._wake(self.conversation.receive(self._socket.recv_multipart(zmq.NOBLOCK)))
         self._flush()
-        if self.conversation.welcome is not None:
+        if not self._welcomed.is_set() and self.conversation.welcome is not None:
             self._welcomed.set()
         if self.conversation.ending is not None:
             self._release()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from enclave.exceptions import ConnectionLostError, EnclaveError, LostRequest, TooLargeError, error_for, error_from
+from enclave.protocol.bodies import TextChunk
 from enclave.protocol.errors import LocalProtocolError, RemoteProtocolError
 from enclave.protocol.messages import (
     CREDIT_INITIAL,
@@ -33,7 +34,9 @@ from enclave.protocol.messages import (
     Result,
     Welcome,
 )
+from enclave.protocol.methods import read_chunks
 from enclave.protocol.session import SPOKEN, Role, Session, State
+from enclave.results import Gathered, finished
 
 if TYPE_CHECKING:
     from enclave.calls import Call
@@ -47,8 +50,6 @@ class Answer:
 
     def __init__(self, call: Call, request: Request, begun_at: float) -> None:
         """`begun_at` is the client's clock, in seconds: a deadline runs from there, also when the call is repeated."""
-        from enclave.results import Gathered
-
         self.call = call
         self.id: int = request.id
         self.begun_at = begun_at
@@ -122,10 +123,13 @@ class Answer:
         self._consumed += sum(last for _, last in self._items)
         self._items.clear()
 
-    def credit_due(self) -> int:
-        """Chunk messages to grant now; 0 for not yet."""
-        if self.done or self.cancelled or self._consumed < self._grant_at:
-            return 0
+    @property
+    def is_credit_due(self) -> bool:
+        """Whether it is time to grant more chunk messages."""
+        return self._consumed >= self._grant_at and not (self.done or self.cancelled)
+
+    def take_credit(self) -> int:
+        """Chunk messages to grant."""
         granted, self._consumed = self._consumed, 0
         return granted
 
@@ -139,17 +143,15 @@ class Answer:
 
     def feed(self, message: Progress | Chunk | Result | Error) -> None:
         """Take in a message about this call; raises RemoteProtocolError when its body makes no sense."""
-        from enclave.results import finished
-
         if self.done:
             return  # given up before its end
-        if isinstance(message, Progress):
+        if isinstance(message, Chunk):
+            self._feed_chunk(message)
+        elif isinstance(message, Progress):
             if self.call.progress is not None:
                 self._progress.append(message)
             if self.call.events and not self.collecting and not self.cancelled:
                 self._items.append((message, False))
-        elif isinstance(message, Chunk):
-            self._feed_chunk(message)
         elif isinstance(message, Result):
             self.result = finished(self.call.method, message, self.gathered)
             self.done = True
@@ -157,19 +159,17 @@ class Answer:
             self.fail(error_of(message))
 
     def _feed_chunk(self, message: Chunk) -> None:
-        from enclave.protocol.bodies import TextChunk
-        from enclave.protocol.methods import read_chunks
-
         self._has_begun = True
-        values = list(read_chunks(self.call.method, message))
+        values = read_chunks(self.call.method, message)
         for value in values:
             if isinstance(value, TextChunk):
                 self.gathered.add(value)
         if self.collecting or self.cancelled:
             self._consumed += 1
             return
-        last = len(values) - 1
-        self._items.extend((value, index == last) for index, value in enumerate(values))
+        *others, last = values
+        self._items.extend((value, False) for value in others)
+        self._items.append((last, True))
 
     def fail(self, error: EnclaveError) -> None:
         """End the call with an error; what waits for iteration stays readable."""
@@ -253,8 +253,8 @@ class Conversation:
 
     def grant(self, answer: Answer) -> None:
         """Send the credit that is due, if any is."""
-        if self.ending is None and answer.id in self._answers and (chunks := answer.credit_due()):
-            self._send(Credit(id=answer.id, chunks=chunks))
+        if answer.is_credit_due and self.ending is None and answer.id in self._answers:
+            self._send(Credit(id=answer.id, chunks=answer.take_credit()))
 
     def cancel(self, answer: Answer) -> None:
         """Ask for a call's end; does nothing when it has ended or is cancelled already."""
@@ -289,13 +289,13 @@ class Conversation:
         return changed
 
     def _dispatch(self, message: Message) -> list[Answer]:
-        if isinstance(message, Ping):
-            self._send(Pong(data=message.data))
+        if not isinstance(message, (Chunk, Progress, Result, Error)):
+            if isinstance(message, Ping):
+                self._send(Pong(data=message.data))
             return []
-        if isinstance(message, Error) and message.id is None:
+        if message.id is None:
+            assert isinstance(message, Error), "all others are about a call"
             return self._end(error_of(message), displace=False)
-        if not isinstance(message, (Progress, Chunk, Result, Error)) or message.id is None:
-            return []
         answer = self._answers[message.id]
         try:
             answer.feed(message)

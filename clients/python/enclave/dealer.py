@@ -37,6 +37,14 @@ def set_options(socket: zmq.Socket[Any]) -> None:
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
 
 
+def send(socket: zmq.Socket[Any], frames: list[bytes]) -> None:
+    """A message's frames; what `send_multipart` does, without looking at each frame's type and making a list of it."""
+    *others, last = frames
+    for frame in others:
+        socket.send(frame, zmq.SNDMORE)
+    socket.send(last)
+
+
 def is_lost(monitor_frames: list[bytes]) -> bool:
     """Whether the monitor's message (zmq_socket_monitor(3): a 16 bit event and a value) says that all is over."""
     # pyzmq's own reader of it imports asyncio, a third of this client's import time.

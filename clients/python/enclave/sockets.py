@@ -12,6 +12,7 @@ from typing import Any
 
 import zmq
 
+_POLLIN = int(zmq.POLLIN)  # an enum's own & takes longer than asking the socket
 MESSAGES_A_TURN = 256
 """Taken in before the other tasks of the loop get their turn."""
 
@@ -33,14 +34,22 @@ class LoopReader:
         self._closed = False
         self._waiting = False
         """Whether the loop will look at the socket in its next turn anyway."""
+        self._reading = False
+        """Whether messages are being taken, until none is left."""
         self._loop.add_reader(self._descriptor, self._readable)
-        self.sent()  # what came before
+        self.sent()  # for what came before
 
     def sent(self) -> None:
-        """Look at the socket in the loop's next turn."""
-        if not self._waiting and not self._closed:
-            self._waiting = True
-            self._loop.call_soon(self._turn)
+        """Something was sent: look whether something has come."""
+        if not (self._waiting or self._reading or self._closed) and self._has_come():
+            self._again()
+
+    def _again(self) -> None:
+        self._waiting = True
+        self._loop.call_soon(self._turn)
+
+    def _has_come(self) -> bool:
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN)
 
     def close(self) -> None:
         """Stop reading; the socket stays open. Closing twice is harmless."""
@@ -50,15 +59,19 @@ class LoopReader:
 
     def _turn(self) -> None:
         self._waiting = False
-        if not self._closed and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if not self._closed and self._has_come():
             self._readable()
 
     def _readable(self) -> None:
-        for _ in range(MESSAGES_A_TURN):
-            if self._closed:
-                return
-            try:
+        self._reading = True
+        try:
+            for count in range(MESSAGES_A_TURN):
+                # The first look is the loop's own, and may have been at a change of another kind.
+                if self._closed or (count == 1 and not self._has_come()):
+                    return
                 self._take()
-            except zmq.Again:
-                return
-        self.sent()
+        except zmq.Again:
+            return
+        finally:
+            self._reading = False
+        self._again()

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -34,6 +35,7 @@ from enclaved.daemon.broker.call import Call
 from enclaved.daemon.broker.client import Client
 from enclaved.daemon.broker.connection import Connection
 from enclaved.daemon.broker.peer import Peer, peer_of
+from enclaved.daemon.broker.routing_ids import RoutingIds
 from enclaved.daemon.broker.settings import BrokerSettings
 from enclaved.daemon.refusal import RefusalError
 
@@ -55,9 +57,12 @@ LOG_SECONDS = 60.0
 FEATURES: frozenset[str] = frozenset()
 """What a client may ask for in its hello beyond this version of the protocol."""
 
+_LAST = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+
 logger = logging.getLogger("enclaved.broker")
 
-Handler = Callable[[Call], Awaitable[None]]
+Handler = Callable[[Call], Coroutine[Any, Any, None] | None]
 
 
 class Broker:
@@ -84,6 +89,7 @@ class Broker:
         """Since it was logged last."""
         self._logged_at: float | None = None
         self._loop = asyncio.get_running_loop()
+        self._context = context
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # Nothing may be dropped at a mark: what a client may leave unread is bounded in bytes, by its connection.
@@ -97,6 +103,10 @@ class Broker:
         self._socket = socket
         self._readers: list[LoopReader] = []
         self._reader: LoopReader
+        self._unsent: dict[bytes, list[list[bytes]]] = {}
+        """Messages by routing id, until this turn of the loop ends."""
+        self._will_flush = False
+        self._routing_ids: RoutingIds
         self._monitor: zmq.Socket[bytes]
 
     def bind(self, endpoint: str, *, pid: int, uid: int | None) -> None:
@@ -107,9 +117,22 @@ class Broker:
             with suppress(zmq.ZMQError):
                 self._socket.setsockopt(zmq.IPC_FILTER_UID, uid)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._routing_ids = RoutingIds(self._first_routing_id())
         self._socket.bind(endpoint)
         self._reader = LoopReader(self._socket, self._take)
         self._readers = [self._reader, LoopReader(self._monitor, self._take_news)]
+
+    def _first_routing_id(self) -> bytes:
+        """The id that libzmq gives out first, to a socket of our own, before anybody else can connect."""
+        address = f"inproc://{id(self)}"
+        self._socket.bind(address)
+        with self._context.socket(zmq.DEALER) as own:
+            own.setsockopt(zmq.LINGER, 0)
+            own.connect(address)
+            own.send(b"")
+            routing_id, _ = self._socket.recv_multipart()
+        self._socket.unbind(address)
+        return routing_id
 
     @property
     def sessions(self) -> int:
@@ -124,9 +147,10 @@ class Broker:
 
     def close(self) -> None:
         """Closes the socket; what was answered still leaves, for LINGER_MS."""
-        for reader in self._readers:
-            reader.close()
         if self._readers:
+            self._flush()
+            for reader in self._readers:
+                reader.close()
             self._socket.disable_monitor()
             self._monitor.close(0)
         self._readers = []
@@ -135,6 +159,13 @@ class Broker:
     # --- receiving ---
 
     def _take(self) -> None:
+        self._will_flush = True
+        try:
+            self._take_message()
+        finally:
+            self._flush()
+
+    def _take_message(self) -> None:
         routing_id = self._socket.recv(zmq.NOBLOCK)
         connection = self._connections.get(routing_id)
         if connection is not None:
@@ -172,8 +203,7 @@ class Broker:
 
     def _meet(self, routing_id: bytes, peer: Peer) -> Connection | None:
         """A connection for a peer's first message; None when it is not to be spoken with."""
-        if len(routing_id) != 5 or routing_id[0] != 0:
-            # Only ids that libzmq itself gave out: a chosen one could pretend to be another client's.
+        if not self._routing_ids.gave(routing_id):
             self._turn_away(routing_id, peer, "its routing id is of its own choice")
             return None
         if self._uid is not None and peer.uid is not None and peer.uid != self._uid:
@@ -259,14 +289,21 @@ class Broker:
                     older.cancel()
         call = Call(request, method, connection.client, connection)
         connection.calls[request.id] = call
-        self._tasks.create_task(self._answer(call))
-
-    async def _answer(self, call: Call) -> None:
         try:
-            await self._handle(call)
+            work = self._handle(call)
         except Exception:
             logger.exception("%s could not be answered", call.request.method)
-            call.error(RefusalError("internal", "The daemon met a defect of its own; its log has the details."))
+            call.error(_own_defect())
+        else:
+            if work is not None:
+                self._tasks.create_task(self._finish(call, work))
+
+    async def _finish(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            logger.exception("%s could not be answered", call.request.method)
+            call.error(_own_defect())
 
     def _refuse(self, connection: Connection, error: RemoteProtocolError) -> None:
         connection.refuse(error)
@@ -293,8 +330,8 @@ class Broker:
         self._hung_up[routing_id] = None
         while len(self._hung_up) > HUNG_UP_KEPT:
             self._hung_up.popitem(last=False)
+        self._log_misbehaviour(f"hangs up on {who or f'pid {peer.pid}'}: {why}")
         peer.hang_up()
-        self._log_misbehaviour(f"hung up on {who or f'pid {peer.pid}'}: {why}")
 
     def _log_misbehaviour(self, what: str) -> None:
         now = self._loop.time()
@@ -307,16 +344,37 @@ class Broker:
     # --- sending ---
 
     def _send(self, routing_id: bytes, frames: list[bytes]) -> None:
-        try:
-            self._socket.send_multipart([routing_id, *frames], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                logger.error("a message could not be sent: %s", error)
-            # Without this message the peer would wait for what never comes.
-            self._forget(routing_id)
-        self._reader.sent()
+        """Sends a message with the others of this turn of the loop, so that a client wakes once for them and not for
+        each: a worker's step has something for every stream."""
+        self._unsent.setdefault(routing_id, []).append(frames)
+        if not self._will_flush:
+            self._will_flush = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._will_flush = False
+        unsent, self._unsent = self._unsent, {}
+        send = self._socket.send
+        for routing_id, messages in unsent.items():
+            try:
+                for frames in messages:
+                    send(routing_id, _MORE)
+                    for frame in frames[:-1]:
+                        send(frame, _MORE)
+                    send(frames[-1], _LAST)
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH:
+                    logger.error("a message could not be sent: %s", error)
+                # Without this message the peer would wait for what never comes.
+                self._forget(routing_id)
+        if unsent:
+            self._reader.sent()
 
     def _forget(self, routing_id: bytes) -> None:
         connection = self._connections.pop(routing_id, None)
         if connection is not None:
             connection.leave()
+
+
+def _own_defect() -> RefusalError:
+    return RefusalError("internal", "The daemon met a defect of its own; its log has the details.")

@@ -34,6 +34,10 @@ class Outlet(Protocol):
         """Whether the client reads what it is sent."""
         ...
 
+    def stream(self, call: Call, body: bytes, count: int) -> bool:
+        """Sends a chunk when the client can take it now; says whether it could."""
+        ...
+
     def answer(self, call: Call, message: Progress | Chunk | Result | Error) -> None:
         """Sends a message about the call."""
         ...
@@ -128,8 +132,8 @@ class Call:
         if self.has_ended or self.wants_cancel:
             return
         outlet = self._outlet
-        if not len(self._joiner) and outlet.credit(self) > 0 and outlet.takes():
-            outlet.answer(self, self._joiner.pass_through(body, count))
+        if not len(self._joiner) and outlet.stream(self, body, count):
+            self._joiner.passed(count)
             return
         self._joiner.put(body, count)
         outlet.owe(len(body))

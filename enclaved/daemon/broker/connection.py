@@ -149,23 +149,39 @@ class Connection:
     def takes(self) -> bool:
         return self._window.is_open
 
+    def stream(self, call: Call, body: bytes, count: int) -> bool:
+        request_id = call.request.id
+        if self.session.credit(request_id) < 1 or not self._window.is_open or self.calls.get(request_id) is not call:
+            return False
+        try:
+            frames = self.session.send_chunk(request_id, body, count)
+        except LocalProtocolError as error:
+            self._break_off(call, error)
+        else:
+            self._write(frames)
+        return True
+
     def answer(self, call: Call, message: Progress | Chunk | Result | Error) -> None:
         if self._gone or self.calls.get(call.request.id) is not call:
             return
         try:
             frames = self.session.send(message)
         except LocalProtocolError as error:
-            logger.error("a %s of %s could not be sent: %s", message.TYPE, call.id, error)
             if isinstance(message, Progress):
-                return
-            # The answer has a hole now, or no end: the client must not wait for it, nor take it for whole.
-            message = failure(call.request.id, "internal", "The answer could not be sent.")
-            frames = self.session.send(message)
-            self._forget(call)
-            call.cancel()
+                logger.error("progress of %s could not be sent: %s", call.id, error)
+            else:
+                self._break_off(call, error)
+            return
         if isinstance(message, (Result, Error)):
             self._forget(call)
         self._write(frames)
+
+    def _break_off(self, call: Call, error: LocalProtocolError) -> None:
+        """Ends an answer that has a hole now, or no end: the client must not wait for it, nor take it for whole."""
+        logger.error("an answer to %s could not be sent: %s", call.id, error)
+        self._write(self.session.send(failure(call.request.id, "internal", "The answer could not be sent.")))
+        self._forget(call)
+        call.cancel()
 
     def owe(self, size_bytes: int) -> None:
         self._waiting_bytes = max(0, self._waiting_bytes + size_bytes)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from enclaved.daemon.supervisor.child import Child, ChildEndedError
 from enclaved.link.framing import LinkError
 from enclaved.link.messages import (
     Cancel,
     Chunk,
+    Chunks,
     Failed,
     Finished,
     FromChild,
@@ -139,7 +140,12 @@ class Worker:
                     self._loading.set_exception(LoadRefusedError(message))
                 else:
                     self._stray()
-            case Measured() | Prompted() | Chunk() | Finished() | Failed():
+            case Chunks():
+                for request, count, body in cast("list[tuple[str, int, bytes]]", message.items):
+                    self._chunk(request, count, body)
+            case Chunk():
+                self._chunk(message.request, message.count, message.body)
+            case Measured() | Prompted() | Finished() | Failed():
                 self._about_a_request(message)
             case Warm():
                 if message.problem is not None:
@@ -150,7 +156,17 @@ class Worker:
                 # An inspector's or a probe's answer, which nobody asked this child for.
                 self.child.kill()
 
-    def _about_a_request(self, message: Measured | Prompted | Chunk | Finished | Failed) -> None:
+    def _chunk(self, request: str, count: int, body: bytes) -> None:
+        known = self._running.get(request)
+        if known is None or known[1].done():
+            self._stray()
+        # Each value takes a byte at least, so a count above that is a lie.
+        elif not 1 <= count <= len(body) <= CHUNK_BYTES_MAX:
+            raise LinkError(f"a chunk of {count} values in {len(body)} bytes")
+        else:
+            known[0].chunk(body, count)
+
+    def _about_a_request(self, message: Measured | Prompted | Finished | Failed) -> None:
         known = self._running.get(message.request)
         if known is None or known[1].done():
             self._stray()
@@ -161,11 +177,6 @@ class Worker:
                 stream.measured(message.prompt_tokens, message.cached_tokens)
             case Prompted():
                 stream.prompted(message.done, message.total)
-            case Chunk():
-                # Each value takes a byte at least, so a count above that is a lie.
-                if not 1 <= message.count <= len(message.body) <= CHUNK_BYTES_MAX:
-                    raise LinkError(f"a chunk of {message.count} values in {len(message.body)} bytes")
-                stream.chunk(message.body, message.count)
             case Finished() | Failed():
                 ended.set_result(message)
 

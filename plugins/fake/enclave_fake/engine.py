@@ -185,7 +185,7 @@ class FakeEngine(Engine):
         for sequence in self._sequences:
             sequence.wants_logits = False
         newest = [run for run in runs if run.position > 0 and len(run.tokens) == 1]
-        chunks = [run for run in runs if run not in newest]
+        chunks = [run for run in runs if not (run.position > 0 and len(run.tokens) == 1)]
         done: list[Run] = []
         for part in ([newest] if newest else []) + [[run] for run in chunks]:
             speed = self._knobs.tokens_per_second if part is newest else self._knobs.prompt_tokens_per_second

@@ -37,6 +37,7 @@ BY_ANNOTATION: dict[str, st.SearchStrategy[Any]] = {
     "list[str]": st.lists(TEXTS, max_size=4),
     "list[dict[str, Any]]": st.lists(st.dictionaries(TEXTS, PLAIN, max_size=3), max_size=3),
     "list[list[str | int]]": st.lists(st.lists(TEXTS | INTEGERS, max_size=3), max_size=3),
+    "list[list[str | int | bytes]]": st.lists(st.tuples(TEXTS, INTEGERS, st.binary(max_size=20)).map(list), max_size=3),
 }
 
 
@@ -72,6 +73,7 @@ def _name_and_fields(kind: type[Any]) -> list[Any]:
         "list[str]": [],
         "list[dict[str, Any]]": [],
         "list[list[str | int]]": [],
+        "list[list[str | int | bytes]]": [],
     }
     return [kind.__name__, *[samples[cast("str", slot.type)] for slot in fields(kind)]]
 
@@ -233,3 +235,35 @@ def test_what_cannot_be_written_raises_a_link_error() -> None:
     for message in (messages.Warm("\ud800"), messages.Pong(2**65), messages.Hello(1, 1, {"walls": object()})):
         with pytest.raises(LinkError):
             encode(message)
+
+
+MESSAGES_OF_A_STEP = st.lists(
+    st.one_of(
+        st.builds(messages.Chunk, TEXTS, st.integers(1, 5), st.binary(max_size=5)),
+        st.builds(messages.Prompted, TEXTS, st.integers(0, 9), st.integers(0, 9)),
+    ),
+    max_size=12,
+)
+
+
+@given(MESSAGES_OF_A_STEP)
+def test_joining_chunks_changes_neither_what_is_said_nor_the_order(said: list[Any]) -> None:
+    apart: list[Any] = []
+    for message in messages.joined(said):
+        decoded = decode_from_child(_payload(message))
+        items = decoded.items if isinstance(decoded, messages.Chunks) else []
+        apart += [messages.Chunk(*item) for item in cast("list[Any]", items)] or [decoded]
+    assert apart == said
+
+
+def test_a_row_of_chunks_is_one_message() -> None:
+    chunk = messages.Chunk("r", 1, b"x")
+    end = messages.Prompted("r", 1, 2)
+    row = messages.Chunks([["r", 1, b"x"], ["r", 1, b"x"]])
+    assert messages.joined([chunk, chunk, end, chunk]) == [row, end, chunk]
+
+
+@pytest.mark.parametrize("item", [[], ["r", 1], ["r", 1, b"x", 2], [1, 1, b"x"], ["r", True, b"x"], ["r", 1, "x"], "r"])
+def test_an_item_that_is_no_chunk_is_refused(item: object) -> None:
+    with pytest.raises(LinkError):
+        decode_from_child(packb(["Chunks", [["r", 1, b"x"], item]]))

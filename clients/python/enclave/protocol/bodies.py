@@ -449,7 +449,9 @@ class InstanceInfo:
     pid: Count | None = None
     memory: MemoryInfo = MemoryInfo()
     leases: Count = 0
-    """Requests that run on it, paused ones too."""
+    """Requests that run on it."""
+    paused: Count = 0
+    """Of these, those that rest because their client does not read."""
     queued: Count = 0
     """Requests that wait for its model."""
     threads: Count | None = None

@@ -14,7 +14,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -54,15 +54,27 @@ def decode(kind: type[T], values: object, where: str = "", beside: Mapping[str, 
     return kind(**arguments) if beside is None else kind(**arguments, **beside)
 
 
+def check(kind: type[object], values: object) -> None:
+    """Raises RemoteProtocolError for what `decode` would refuse."""
+    _arguments_reader(kind)(values, "")
+
+
 def encode(value: object) -> dict[str, object]:
     """A dataclass as a plain map, without the fields that are None or have their default."""
     result: dict[str, object] = {}
-    for field in _travelling(type(value)):
-        item: object = getattr(value, field.name)
-        if item is None or _is_default(field, item):
+    for name, default, make_default in _outgoing(type(value)):
+        item: object = getattr(value, name)
+        if item is None or item is default:
             continue
-        result[field.name] = _plain(item, field.name)
+        if type(item) is type(default) and item == default:
+            continue
+        if make_default is not None and item == make_default():
+            continue
+        result[name] = item if type(item) in _AS_THEY_ARE else _plain(item, name)
     return result
+
+
+_AS_THEY_ARE = frozenset({bool, int, float, str, bytes})
 
 
 def field_names(kind: type[object]) -> tuple[str, ...]:
@@ -75,12 +87,19 @@ def _travelling(kind: type[object]) -> tuple[dataclasses.Field[Any], ...]:
     return tuple(field for field in dataclasses.fields(cast(Any, kind)) if not field.metadata.get(ELSEWHERE))
 
 
-def _is_default(field: dataclasses.Field[Any], item: object) -> bool:
-    if field.default is not dataclasses.MISSING:
-        return type(item) is type(field.default) and item == field.default
-    if field.default_factory is not dataclasses.MISSING:
-        return item == field.default_factory()
-    return False
+@cache
+def _outgoing(kind: type[object]) -> tuple[tuple[str, object, Callable[[], object] | None], ...]:
+    """Name, default and maker of the default of each field that travels."""
+    return tuple(
+        (
+            field.name,
+            field.default,
+            None
+            if field.default_factory is dataclasses.MISSING
+            else cast("Callable[[], object]", field.default_factory),
+        )
+        for field in _travelling(kind)
+    )
 
 
 def _plain(item: object, where: str) -> object:
@@ -128,7 +147,8 @@ def _reader(hint: Any) -> Reader:
     origin = get_origin(hint)
     arguments = get_args(hint)
     if origin is Annotated:
-        return _bounded_reader(_reader(arguments[0]), tuple(a for a in arguments[1:] if isinstance(a, Bounds)))
+        bounds = tuple(a for a in arguments[1:] if isinstance(a, Bounds))
+        return _bounded_reader(_reader(arguments[0]), bounds, arguments[0])
     if origin in (Union, types.UnionType):
         return _union_reader(arguments)
     if origin is Literal:
@@ -205,7 +225,7 @@ _SCALARS: dict[Any, Reader] = {
 }
 
 
-def _bounded_reader(inner: Reader, bounds: tuple[Bounds, ...]) -> Reader:
+def _bounded_reader(inner: Reader, bounds: tuple[Bounds, ...], kind: Any) -> Reader:
     def read(value: object, where: str) -> Any:
         result = inner(value, where)
         if result is None:
@@ -220,7 +240,18 @@ def _bounded_reader(inner: Reader, bounds: tuple[Bounds, ...]) -> Reader:
                 raise RemoteProtocolError(f"{where}: expected {subject}{_range(bound)}, got {size:,}", field=where)
         return result
 
-    return read
+    lowest = max((-math.inf if bound.minimum is None else bound.minimum for bound in bounds), default=-math.inf)
+    highest = min((math.inf if bound.maximum is None else bound.maximum for bound in bounds), default=math.inf)
+
+    def read_integer(value: object, where: str) -> Any:
+        return value if type(value) is int and lowest <= value <= highest else read(value, where)
+
+    def read_sized(value: object, where: str) -> Any:
+        # What is right takes the short way; `read` says what is wrong.
+        good = type(value) is kind and lowest <= len(cast("str | bytes", value)) <= highest
+        return value if good else read(value, where)
+
+    return read_integer if kind is int else read_sized if kind in (str, bytes) else read
 
 
 def _range(bound: Bounds) -> str:
@@ -276,11 +307,16 @@ def _enum_reader(kind: type[Enum]) -> Reader:
     return read
 
 
-def _array_reader(inner: Reader, make: Callable[[list[Any]], Any]) -> Reader:
+def _array_reader(inner: Reader, make: Callable[[Sequence[Any]], Any]) -> Reader:
+    scalar = next((kind for kind, reader in _SCALARS.items() if reader is inner and kind in (int, str)), None)
+    all_right = frozenset({scalar})
+
     def read(value: object, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise _wrong(where, "an array", value)
         items = cast("list[object]", value)
+        if all_right.issuperset(map(type, items)):
+            return make(items)
         try:
             return make([inner(item, where) for item in items])
         except RemoteProtocolError:
@@ -311,39 +347,47 @@ def _dataclass_reader(kind: type[object]) -> Reader:
 
 @cache
 def _arguments_reader(kind: type[object]) -> Callable[[object, str], dict[str, Any]]:
-    # Hints are looked up at the first value, not now: a dataclass may refer to itself.
-    @cache
-    def fields() -> tuple[tuple[str, Reader, bool, bool], ...]:
+    def table() -> tuple[dict[object, Reader], tuple[str, ...], tuple[str, ...]]:
+        """The reader of each field, the fields that must be there, and those that are None when they are not."""
         hints = typing.get_type_hints(kind, include_extras=True)
-        return tuple(
-            (
-                field.name,
-                _reader(hints[field.name]),
-                field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING,
-                _accepts_none(hints[field.name]),
-            )
-            for field in _travelling(kind)
+        fields = _travelling(kind)
+        bare = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+        return (
+            {field.name: _reader(_without_none(hints[field.name])) for field in fields},
+            tuple(name for name in bare if not _accepts_none(hints[name])),
+            tuple(name for name in bare if _accepts_none(hints[name])),
         )
 
+    # Hints are looked up at the first value, not now: a dataclass may refer to itself.
+    known: tuple[dict[object, Reader], tuple[str, ...], tuple[str, ...]] | None = None
+
     def read(value: object, where: str) -> dict[str, Any]:
+        nonlocal known
         if not isinstance(value, dict):
             raise _wrong(where, "a map", value)
-        values = cast("dict[object, object]", value)
+        if known is None:
+            known = table()
+        readers, needed, nullable = known
         arguments: dict[str, Any] = {}
-        for name, reader, has_default, accepts_none in fields():
-            path = f"{where}.{name}" if where else name
-            item = values.get(name)
-            if item is not None:
-                arguments[name] = reader(item, path)
-            elif has_default:
-                continue
-            elif accepts_none:
-                arguments[name] = None
-            else:
+        for name, item in cast("dict[str, object]", value).items():
+            reader = readers.get(name)
+            if reader is not None and item is not None:
+                arguments[name] = reader(item, f"{where}.{name}" if where else name)
+        for name in needed:
+            if name not in arguments:
+                path = f"{where}.{name}" if where else name
                 raise RemoteProtocolError(f"{path}: missing", field=path)
+        for name in nullable:
+            arguments.setdefault(name)
         return arguments
 
     return read
+
+
+def _without_none(hint: Any) -> Any:
+    """What an optional field is when it is there: None never reaches its reader."""
+    members = [member for member in get_args(hint) if member is not type(None)]
+    return members[0] if get_origin(hint) in (Union, types.UnionType) and len(members) == 1 else hint
 
 
 def _accepts_none(hint: Any) -> bool:

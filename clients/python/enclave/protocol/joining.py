@@ -81,12 +81,10 @@ class ChunkJoiner:
         self._seq += waiting.count
         return chunk
 
-    def pass_through(self, body: bytes, count: int) -> Chunk:
-        """A message of `count` values to send at once, when nothing waits before them."""
+    def passed(self, count: int) -> None:
+        """Note that `count` values were sent by another way, when nothing waited before them."""
         assert not self._waiting, "what waits goes first"
-        chunk = Chunk(id=self.request_id, seq=self._seq, count=count, body=body)
         self._seq += count
-        return chunk
 
     def drop(self) -> None:
         """Forget what waits: nobody wants it any more. The gap does not count, since nothing is sent after it."""

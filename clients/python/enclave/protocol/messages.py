@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, ClassVar, NewType, TypeAlias, cast
 
-from enclave.protocol.codec import Bounds, decode, elsewhere, encode
+from enclave.protocol.codec import Bounds, check, decode, elsewhere, encode
 from enclave.protocol.errors import LocalProtocolError, Number, RemoteProtocolError, error_code
 from enclave.protocol.packing import BODY_LIMITS, HEADER_LIMITS, MIB, pack, unpack
 from enclave.protocol.records import record
@@ -350,17 +349,16 @@ _WITH_BODY = (Request, Chunk, Result, Error)
 _WITH_ATTACHMENTS = (Request, Chunk, Result)
 
 
-@dataclass(frozen=True, slots=True)
 class RawMessage:
     """A message whose header is read as a map, and no further: enough to know whom to answer."""
 
-    header: dict[str, object]
-    rest: tuple[bytes, ...]
+    __slots__ = ("header", "rest", "type")
 
-    @property
-    def type(self) -> str:
-        value = self.header.get("type")
-        return value if isinstance(value, str) else ""
+    def __init__(self, header: dict[str, object], rest: tuple[bytes, ...]) -> None:
+        self.header = header
+        self.rest = rest
+        value = header.get("type")
+        self.type = value if isinstance(value, str) else ""
 
     def request_id(self) -> RequestId | None:
         """The id in the header if it is a possible one."""
@@ -377,7 +375,7 @@ def read_raw(frames: Sequence[bytes | memoryview]) -> RawMessage:
     header = unpack(frames[0], HEADER_LIMITS, "header")
     if not isinstance(header, dict):
         raise RemoteProtocolError("the header is not a map", field="type")
-    raw = RawMessage(cast("dict[str, object]", header), tuple(bytes(frame) for frame in frames[1:]))
+    raw = RawMessage(cast("dict[str, object]", header), tuple(map(bytes, frames[1:])))
     if raw.type not in MESSAGE_TYPES:
         problem = "unknown message type" if "type" in raw.header else "missing"
         raise RemoteProtocolError(f"type: {problem}", field="type")
@@ -405,9 +403,11 @@ def _check_rest(message: Message, rest: Sequence[bytes], limits: Limits) -> None
         return
     if not rest:
         raise RemoteProtocolError(f"a {message.TYPE} has a body frame, even if it is empty", field="body")
+    announced = message.attachments if isinstance(message, _WITH_ATTACHMENTS) else ()
+    if not announced and len(rest) == 1 and len(rest[0]) <= min(limits.body_bytes, limits.queued_bytes):
+        return  # most are so
     body, *attachments = rest
     _check_size("the body", len(body), limits.body_bytes, "body")
-    announced = message.attachments if isinstance(message, _WITH_ATTACHMENTS) else ()
     _check_size("the number of attachments", len(attachments), limits.attachments, "attachments")
     if [info.size_bytes for info in announced] != [len(frame) for frame in attachments]:
         raise RemoteProtocolError("attachments: the frames are not those that the header lists", field="attachments")
@@ -431,18 +431,21 @@ SMALL_HEADER_BYTES = 1024
 """A header of typed values that is this short as a whole cannot break a limit in one of its parts."""
 
 
-def to_frames(message: Message, limits: Limits) -> list[bytes]:
-    """The frames of a message. Raises LocalProtocolError when the other side would refuse them."""
+def to_frames(message: Message, limits: Limits, token: bytes | None = None) -> list[bytes]:
+    """The frames of a message, with a `token` in place of its own. Raises LocalProtocolError when the other side would
+    refuse them."""
     if type(message) is Chunk and not message.attachments and not message.frames:
-        return _chunk_frames(message, limits)
+        return chunk_frames(message.id, message.seq, message.count, message.body, limits)
     values = encode(message)
+    if token is not None:
+        values["token"] = token
     header = pack({"type": message.TYPE, **values})
     rest: list[bytes] = [message.body] if isinstance(message, _WITH_BODY) else []
     if isinstance(message, _WITH_ATTACHMENTS):
         rest.extend(message.frames)
     try:
         if len(header) <= SMALL_HEADER_BYTES:
-            decode(type(message), values)
+            check(type(message), values)
             _check_rest(message, rest, limits)
         else:
             parse(read_raw([header, *rest]), limits)
@@ -451,16 +454,17 @@ def to_frames(message: Message, limits: Limits) -> list[bytes]:
     return [header, *rest]
 
 
-def _chunk_frames(chunk: Chunk, limits: Limits) -> list[bytes]:
-    # Most messages are these, one for each token. The general way costs ten times as much.
-    if not (1 <= chunk.id <= ID_MAX and 0 <= chunk.seq <= ID_MAX and 1 <= chunk.count <= COUNT_MAX):
+def chunk_frames(request_id: int, seq: int, count: int, body: bytes, limits: Limits) -> list[bytes]:
+    """The frames of a chunk without attachments. Most messages are these, one for each token, and the general way costs
+    ten times as much. Raises LocalProtocolError when the other side would refuse them."""
+    if not (1 <= request_id <= ID_MAX and seq >= 0 and 1 <= count <= COUNT_MAX and seq + count <= ID_MAX):
         raise LocalProtocolError("chunk: id, seq or count is out of range")
-    if len(chunk.body) > limits.body_bytes:
-        raise LocalProtocolError(f"chunk: the body is {len(chunk.body):,} bytes", code="too_large", field="body")
-    header: dict[str, object] = {"type": Chunk.TYPE, "id": chunk.id, "seq": chunk.seq}
-    if chunk.count != 1:
-        header["count"] = chunk.count
-    return [pack(header), chunk.body]
+    if len(body) > limits.body_bytes:
+        raise LocalProtocolError(f"chunk: the body is {len(body):,} bytes", code="too_large", field="body")
+    header: dict[str, object] = {"type": Chunk.TYPE, "id": request_id, "seq": seq}
+    if count != 1:
+        header["count"] = count
+    return [pack(header), body]
 
 
 def attach(kinds_and_frames: Sequence[tuple[str, bytes]]) -> tuple[tuple[AttachmentInfo, ...], tuple[bytes, ...]]:

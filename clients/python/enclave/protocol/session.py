@@ -21,16 +21,18 @@ apart: a fatal one leaves the session in ERROR for good.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import cast
 
 from enclave.protocol.errors import BUSY_SECONDS, LocalProtocolError, RemoteProtocolError
 from enclave.protocol.messages import (
+    COUNT_MAX,
     CREDIT_MAX,
     ID_MAX,
+    MESSAGE_TYPES,
     PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
     Bye,
@@ -49,6 +51,7 @@ from enclave.protocol.messages import (
     RequestId,
     Result,
     Welcome,
+    chunk_frames,
     parse,
     read_raw,
     refusal,
@@ -58,6 +61,8 @@ from enclave.protocol.messages import (
 
 class Role(Enum):
     """A side of the session."""
+
+    __hash__ = object.__hash__  # members are compared by identity; Enum's own, for pickles, is not C
 
     CLIENT = "client"
     DAEMON = "daemon"
@@ -69,6 +74,8 @@ class Role(Enum):
 
 class State(Enum):
     """Whose turn it is."""
+
+    __hash__ = object.__hash__
 
     NEW = "new"
     """Nothing said; the client says hello."""
@@ -84,6 +91,8 @@ class State(Enum):
 
 class Step(Enum):
     """What a message does to the session: its type, with `error` split by whether it names a request."""
+
+    __hash__ = object.__hash__
 
     HELLO = "hello"
     WELCOME = "welcome"
@@ -179,11 +188,14 @@ class _OpenRequest:
     """Values sent so far."""
 
 
+_STEPS: Mapping[type[Message], Step] = MappingProxyType({kind: Step(kind.TYPE) for kind in MESSAGE_TYPES.values()})
+
+
 def step_of(message: Message) -> Step:
     """The row of TRANSITIONS that a message is looked up in."""
     if isinstance(message, Error) and message.id is None:
         return Step.REFUSAL
-    return Step(message.TYPE)
+    return _STEPS[type(message)]
 
 
 class Session:
@@ -195,6 +207,11 @@ class Session:
         self.limits = limits or Limits()
         self.versions = versions
         self._version: int | None = None
+        self._same_bytes: Callable[[bytes, bytes], bool] = bytes.__eq__
+        if role is Role.DAEMON:
+            from hmac import compare_digest  # a client has no use for it, and it takes long to import
+
+            self._same_bytes = compare_digest
         self._state = State.NEW
         self._token = b""
         self._hello: Hello | None = None
@@ -261,16 +278,28 @@ class Session:
 
         Raises LocalProtocolError when the message is not allowed now or would be refused; nothing changes then.
         """
-        if self.role is Role.CLIENT and isinstance(message, _WITH_TOKEN) and not message.token:
-            message = replace(message, token=self._token)
+        token = self._token if isinstance(message, _WITH_TOKEN) and not message.token and self._token else None
         try:
-            target = self._check(self.role, message)
+            target = self._check(self.role, message, has_token=token is not None)
         except RemoteProtocolError as error:
             raise LocalProtocolError.of(error) from error
         if isinstance(message, (Cancel, Credit)) and message.id not in self._open:
             raise LocalProtocolError(f"request {message.id} is not open")
-        frames = to_frames(message, self.limits)
+        frames = to_frames(message, self.limits, token if self.role is Role.CLIENT else None)
         self._apply(message, target)
+        return frames
+
+    def send_chunk(self, request_id: int, body: bytes, count: int) -> list[bytes]:
+        """What `send` gives for the next chunk of a request, without attachments, at a third of the price: most of what
+        a daemon says are these. Raises LocalProtocolError."""
+        request = self._open.get(request_id)
+        if request is None or self._state is not State.OPEN or self.role is not Role.DAEMON:
+            raise LocalProtocolError(f"request {request_id} is not open here")
+        if request.credit < 1:
+            raise LocalProtocolError(f"request {request_id} has no credit left")
+        frames = chunk_frames(request_id, request.seq, count, body, self.limits)
+        request.credit -= 1
+        request.seq += count
         return frames
 
     def refuse(self, error: RemoteProtocolError) -> list[bytes]:
@@ -297,12 +326,16 @@ class Session:
             raise
 
     def _receive(self, raw: RawMessage) -> list[Message]:
-        if raw.type == Hello.TYPE and self.role is Role.DAEMON:
-            self._agree(raw)
-        refusable = self._refusable_request(raw)
+        if raw.type == Chunk.TYPE and (chunk := self._plain_chunk(raw)) is not None:
+            return [chunk]
+        refusable = None
+        if self.role is Role.DAEMON:
+            if raw.type == Hello.TYPE:
+                self._agree(raw)
+            refusable = self._refusable_request(raw)
         try:
             message = parse(raw, self.limits)
-            target = self._check(self.role.other, message)
+            target = self._check(self.role.other, message, has_token=refusable is not None)
         except RemoteProtocolError as error:
             if refusable is None:
                 raise
@@ -314,34 +347,55 @@ class Session:
         self._apply(message, target)
         return [message]
 
+    def _plain_chunk(self, raw: RawMessage) -> Chunk | None:
+        """The chunk, when it is one without attachments that may come now: the way back of `send_chunk`, and as cheap.
+        None: it has to be looked at more closely."""
+        header, rest = raw.header, raw.rest
+        request_id, seq, count = header.get("id"), header.get("seq"), header.get("count", 1)
+        if type(request_id) is not int or type(seq) is not int or type(count) is not int:
+            return None
+        if len(rest) != 1 or "attachments" in header or self.role is not Role.CLIENT:
+            return None
+        request = self._open.get(request_id)
+        if request is None or request.credit < 1 or seq != request.seq or self._state is not State.OPEN:
+            return None
+        if not 1 <= count <= COUNT_MAX or seq + count > ID_MAX or len(rest[0]) > self.limits.body_bytes:
+            return None
+        request.credit -= 1
+        request.seq += count
+        return Chunk(id=RequestId(request_id), seq=seq, count=count, body=rest[0])
+
     def _refusable_request(self, raw: RawMessage) -> RequestId | None:
         """The id of a request that may be refused alone, whatever is wrong with the rest of it."""
+        if raw.type != Request.TYPE or self._state is not State.OPEN:
+            return None
         request_id = raw.request_id()
-        new = raw.type == Request.TYPE and request_id is not None and request_id > self._last_id
-        if self.role is Role.DAEMON and self._state is State.OPEN and new and self._is_token(raw.header.get("token")):
-            return request_id
-        return None
+        new = request_id is not None and request_id > self._last_id
+        return request_id if new and self._is_token(raw.header.get("token")) else None
 
     # --- the rules, the same for both directions ---------------------------------------------------------------------
 
-    def _check(self, sender: Role, message: Message) -> State:
-        """The state after the message; raises RemoteProtocolError when it is not allowed. Changes nothing."""
+    def _check(self, sender: Role, message: Message, *, has_token: bool = False) -> State:
+        """The state after the message; raises RemoteProtocolError when it is not allowed. Changes nothing.
+
+        `has_token`: its token is right, and needs no look.
+        """
         step = step_of(message)
         target = TRANSITIONS[self._state].get((sender, step))
         if target is None:
             raise _out_of_place(self._state, sender, step)
         if sender is Role.CLIENT:
-            self._check_token(message)
-        if isinstance(message, Welcome):
+            if not has_token:
+                self._check_token(message)
+            if isinstance(message, Request):
+                self._check_request(message)
+            elif isinstance(message, (Cancel, Credit)):
+                self._check_about(message)
+        elif isinstance(message, (Chunk, Result, Progress, Error)):
+            if message.id is not None:
+                self._check_answer(message, message.id)
+        elif isinstance(message, Welcome):
             self._check_welcome(message)
-        if isinstance(message, Request):
-            self._check_request(message)
-        if isinstance(message, (Cancel, Credit)) and message.id > self._last_id:
-            raise RemoteProtocolError(f"id: request {message.id} was never made", field="id")
-        if isinstance(message, Credit):
-            self._check_credit(message)
-        if isinstance(message, (Progress, Chunk, Result, Error)) and message.id is not None:
-            self._check_answer(message, message.id)
         return target
 
     def _check_token(self, message: Message) -> None:
@@ -367,9 +421,7 @@ class Session:
             raise _versions_differ(self.versions, Versions(message.version, message.version))
 
     def _is_token(self, token: object) -> bool:
-        from hmac import compare_digest  # a daemon's matter, and not quickly imported
-
-        return isinstance(token, bytes) and bool(self._token) and compare_digest(token, self._token)
+        return isinstance(token, bytes) and bool(self._token) and self._same_bytes(token, self._token)
 
     def _check_request(self, message: Request) -> None:
         if message.id <= self._last_id:
@@ -383,7 +435,11 @@ class Session:
                 retry_after=BUSY_SECONDS,
             )
 
-    def _check_credit(self, message: Credit) -> None:
+    def _check_about(self, message: Cancel | Credit) -> None:
+        if message.id > self._last_id:
+            raise RemoteProtocolError(f"id: request {message.id} was never made", field="id")
+        if isinstance(message, Cancel):
+            return
         request = self._open.get(message.id)
         if request is not None and request.credit + message.chunks > CREDIT_MAX:
             raise RemoteProtocolError(f"chunks: more than {CREDIT_MAX:,} in all", field="chunks")
@@ -403,14 +459,7 @@ class Session:
 
     def _apply(self, message: Message, target: State) -> None:
         self._state = target
-        if isinstance(message, Hello):
-            self._hello = message
-        elif isinstance(message, Welcome):
-            self._welcome = message
-            self._version = message.version
-            self._token = message.token
-            self.limits = message.limits
-        elif isinstance(message, Request):
+        if isinstance(message, Request):
             self._last_id = message.id
             self._open[message.id] = _OpenRequest(credit=message.credit)
         elif isinstance(message, Credit):
@@ -419,8 +468,16 @@ class Session:
             request = self._open[message.id]
             request.credit -= 1
             request.seq += message.count
-        elif isinstance(message, (Result, Error)) and message.id is not None:
-            del self._open[message.id]
+        elif isinstance(message, (Result, Error)):
+            if message.id is not None:
+                del self._open[message.id]
+        elif isinstance(message, Hello):
+            self._hello = message
+        elif isinstance(message, Welcome):
+            self._welcome = message
+            self._version = message.version
+            self._token = message.token
+            self.limits = message.limits
         if target in (State.CLOSED, State.ERROR):
             self._open.clear()
 

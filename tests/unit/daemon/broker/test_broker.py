@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from enclaved.daemon.refusal import RefusalError
 pytestmark = pytest.mark.asyncio
 
 SECONDS = 20.0
+REPOSITORY = Path(__file__).resolve().parents[4]
 EXECUTABLE = str(Path(sys.executable).resolve())
 packb = cast("Callable[[object], bytes]", cast("Any", msgpack).packb)
 
@@ -111,7 +113,7 @@ async def _served(
     endpoint = f"ipc://{folder}/s"
     async with asyncio.TaskGroup() as tasks:
 
-        async def handle(call: Call) -> None:
+        def handle(call: Call) -> None:
             served.handle(call)
 
         broker = Broker(own, handle, tasks, "1", settings)
@@ -130,6 +132,14 @@ async def _served(
 @pytest.fixture
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("b")
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A folder that other users can reach too; pytest's own are private."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 async def _until(condition: Callable[[], bool], peer: Peer, session: Session | None = None) -> None:
@@ -211,6 +221,50 @@ async def test_a_peer_of_another_user_is_hung_up_on(short: Path) -> None:
         await bad.hung_up_on()
         await good.call()
         await served.next_call()
+
+
+AS_ANOTHER_USER = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+from enclave.protocol import Hello, Role, Session
+from tests.faults.zmtp import RawPeer
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    with RawPeer(sys.argv[1]) as peer:
+        peer.send(*Session(Role.CLIENT).send(Hello(version=1, client="stranger")))
+        assert b"welcome" not in peer.hung_up_on()
+except ConnectionError:
+    pass
+print("refused")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system vouches for users on Linux")
+@pytest.mark.parametrize("filtered", [True, False], ids=["by ZeroMQ", "by the broker"])
+async def test_a_real_process_of_another_user_is_refused(open_to_all: Path, filtered: bool) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can be two users")
+    async with _served(open_to_all, uid=os.getuid() if filtered else None) as served:
+        vars(served.broker)["_uid"] = os.getuid()
+        (open_to_all / "s").chmod(0o666)
+        good = served.peer()
+        await good.hello()
+        stranger = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            AS_ANOTHER_USER,
+            f"ipc://{open_to_all}/s",
+            str(REPOSITORY),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(SECONDS):
+            said, _ = await stranger.communicate()
+        assert said == (b"refused\n")
+        await good.call()
+        await served.next_call()
+        assert served.connections == 1
 
 
 async def test_who_spoils_session_after_session_is_hung_up_on(short: Path) -> None:
