@@ -93,6 +93,7 @@ def test_an_integer_is_taken_for_a_float_and_becomes_one() -> None:
         ({"name": "x", "ratio": True}, "ratio"),
         ({"name": "x", "ratio": float("nan")}, "ratio"),
         ({"name": "x", "ratio": 10**400}, "ratio"),
+        ({"name": "x", "anything": {"a": [{"b": float("inf")}]}}, "anything"),
         ({"name": "x", "colour": "blue"}, "colour"),
         ({"name": "x", "colour": ["red"]}, "colour"),
         ({"name": "x", "kind": "c"}, "kind"),

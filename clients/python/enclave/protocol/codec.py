@@ -160,7 +160,7 @@ def _reader(hint: Any) -> Reader:
     if origin in (dict, Mapping) and arguments[0] is str:
         return _map_reader(_reader(arguments[1]))
     if hint in (Any, object):
-        return lambda value, where: value
+        return _read_anything
     if hint in _SCALARS:
         return _SCALARS[hint]
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -171,6 +171,21 @@ def _reader(hint: Any) -> Reader:
     if supertype is not None:
         return _reader(supertype)
     raise TypeError(f"no wire form for {hint!r}")
+
+
+def _read_anything(value: object, where: str) -> object:
+    if type(value) in _AS_THEY_ARE and type(value) is not float:
+        return value
+    waiting: list[object] = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, float):
+            _read_float(item, where)
+        elif isinstance(item, dict):
+            waiting.extend(cast("dict[str, object]", item).values())
+        elif isinstance(item, list):
+            waiting.extend(cast("list[object]", item))
+    return value
 
 
 def _read_none(value: object, where: str) -> None:

@@ -192,7 +192,9 @@ def check_request(request: Request) -> Method:
     try:
         row = method(request.method)
         if not row.built:
-            raise RemoteProtocolError(f"{row.name} is not built yet", code="unsupported", field="method")
+            raise RemoteProtocolError(
+                f"{row.name} is not built yet", code="unsupported", field="method", hint="A newer daemon may have it."
+            )
         return row
     except RemoteProtocolError as error:
         raise error.about(request.id) from error
