@@ -35,6 +35,7 @@ EXPECTED = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "docs/architecture.md",
+    "docs/bridge.md",
     "docs/cli.md",
     "docs/operations.md",
     "docs/plugins.md",

@@ -10,13 +10,17 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias, Unpack
 
 if TYPE_CHECKING:
-    from enclave.calls import SamplingOptions
+    from enclave.calls import Message, RequestOptions, SamplingOptions
     from enclave.protocol.bodies import (
+        EventChunk,
         InstanceInfo,
+        JsonMap,
         LoadResult,
         ModelInfo,
         ModelShow,
         PluginInfo,
+        PullResult,
+        RenderResult,
         TextChunk,
         Timings,
         UnloadResult,
@@ -24,13 +28,14 @@ if TYPE_CHECKING:
         WhyRecord,
     )
     from enclave.protocol.messages import Progress
+    from enclave.results import Embeddings, Ranking
 
 Notice: TypeAlias = Callable[["Progress"], object]
 """Is told why a request waits, as long as it does."""
 
 
 class Answer(Protocol):
-    """The complete answer of a `generate`."""
+    """The complete answer of a `generate`, a `chat` or an `infill`."""
 
     @property
     def finish_reason(self) -> str: ...
@@ -49,6 +54,18 @@ class Loading(Protocol):
     """A load that has ended well."""
 
     def result(self) -> LoadResult: ...
+
+
+class Pulling(Protocol):
+    """A model that is being fetched. Whatever ends the waiting early ends the request."""
+
+    def result(self) -> PullResult: ...
+
+
+class EventStream(Protocol):
+    """What changes, as it changes; leaving the loop ends it."""
+
+    def __iter__(self) -> Iterator[EventChunk]: ...
 
 
 class AnswerStream(Protocol):
@@ -71,6 +88,59 @@ class Daemon(Protocol):
     ) -> object: ...
 
     def generate(self, model: str, prompt: str, /, **options: Unpack[SamplingOptions]) -> AnswerStream: ...
+
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        /,
+        *,
+        tools: Sequence[Message],
+        schema: Message | None,
+        template: str | None = None,
+        template_arguments: Message | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> AnswerStream: ...
+
+    def infill(
+        self, model: str, prefix: str, suffix: str, /, *, order: str, **options: Unpack[SamplingOptions]
+    ) -> AnswerStream: ...
+
+    def embed(
+        self, model: str, texts: Sequence[str], /, *, normalize: bool, **options: Unpack[RequestOptions]
+    ) -> Embeddings: ...
+
+    def rerank(
+        self,
+        model: str,
+        query: str,
+        documents: Sequence[str],
+        /,
+        *,
+        top: int | None,
+        **options: Unpack[RequestOptions],
+    ) -> Ranking: ...
+
+    def tokenize(self, model: str, text: str, /, *, special: bool) -> Sequence[int]: ...
+
+    def detokenize(self, model: str, tokens: Sequence[int], /) -> str: ...
+
+    def render(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        /,
+        *,
+        tools: Sequence[Message],
+        template: str | None,
+        add_generation_prompt: bool,
+    ) -> RenderResult: ...
+
+    def pull(self, reference: str, /, *, progress: Notice) -> Pulling: ...
+
+    def downloads(self) -> Sequence[JsonMap]: ...
+
+    def cancel_download(self, download: str, /) -> None: ...
 
     def load(
         self,
@@ -96,3 +166,5 @@ class Daemon(Protocol):
     def plugins(self) -> Sequence[PluginInfo]: ...
 
     def why(self, request: str | None, /, *, model: str | None, limit: int) -> Sequence[WhyRecord]: ...
+
+    def events(self, *topics: str) -> EventStream: ...

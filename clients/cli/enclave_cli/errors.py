@@ -39,6 +39,9 @@ MEANINGS: Mapping[ExitCode, str] = {
 _UNREACHABLE_CODES = frozenset({"daemon_unavailable", "connection_lost", "bad_config"})
 """What no running daemon answers: the client library found it out by itself, or a daemon that did not start said so."""
 
+NOT_STARTED_HINT = "leave out --no-start, or start one with `enclave serve`"
+"""Of `daemon_unavailable` where none may be started: the client library's own hint speaks of its options."""
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -17,13 +17,22 @@ from enclave_cli.output import cut, line
 
 COMMANDS: dict[str, str] = {
     "run": "Let a model continue a prompt and print what it says.",
+    "infill": "Let a model write what stands between two texts.",
+    "embed": "Turn texts into vectors.",
+    "rerank": "Order documents by how well they answer a query.",
+    "tokenize": "Print a text's token ids, or the text of token ids.",
+    "render": "Print what a model would see of a conversation.",
     "list": "List the models that can be run.",
     "show": "Tell what is known of one model.",
+    "pull": "Fetch a model and install it.",
+    "downloads": "List the models that are being fetched, or end one.",
     "ps": "List the models that are in memory, and what they take.",
     "load": "Load a model into memory ahead of its first request.",
     "unload": "Take a model out of memory.",
+    "events": "Tell what changes, as it changes.",
     "why": "Tell why a request waited or a model was loaded or unloaded.",
     "plugins": "List the plugins, and why one failed to load.",
+    "bridge": "Speak the protocol as JSON lines on standard input and output.",
     "serve": "Run the daemon in the foreground.",
 }
 """Name and one sentence of every command, in the order of `enclave --help`."""

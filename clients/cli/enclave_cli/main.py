@@ -134,7 +134,7 @@ def _failed(error: Exception, invocation: Invocation, arguments: Sequence[str]) 
     if problem.exit_code == ExitCode.USAGE:
         _ask_for_json(invocation, arguments)
     if problem.code == "daemon_unavailable" and not invocation.start:
-        problem = replace(problem, hint="leave out --no-start, or start one with `enclave serve`")
+        problem = replace(problem, hint=errors.NOT_STARTED_HINT)
     return _told(problem, invocation)
 
 

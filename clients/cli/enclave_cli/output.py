@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
 from enum import Enum
 from typing import cast
 
@@ -98,7 +99,7 @@ def table(
         min(width, LOOSE_COLUMNS_MAX) if headings[i] in loose else width for width, i in zip(widths, used, strict=True)
     ]
     return "\n".join(
-        _GAP.join(_padded(cell, widths[k], right=headings[used[k]] in right) for k, cell in enumerate(row)).rstrip()
+        _GAP.join(padded(cell, widths[k], right=headings[used[k]] in right) for k, cell in enumerate(row)).rstrip()
         for row in lines
     )
 
@@ -107,10 +108,11 @@ def facts(pairs: Iterable[tuple[str, str | None]]) -> str:
     """One `name  value` line for each pair that has a value, the values aligned."""
     kept = [(name, value) for name, value in pairs if value not in (None, "")]
     name_columns = max((width_columns(name) for name, _ in kept), default=0)
-    return "\n".join(f"{_padded(name, name_columns)}{_GAP}{line(value or '')}" for name, value in kept)
+    return "\n".join(f"{padded(name, name_columns)}{_GAP}{line(value or '')}" for name, value in kept)
 
 
-def _padded(text: str, columns: int, *, right: bool = False) -> str:
+def padded(text: str, columns: int, *, right: bool = False) -> str:
+    """`text` with blanks up to so many columns."""
     blanks = " " * (columns - width_columns(text))
     return blanks + text if right else text + blanks
 
@@ -149,6 +151,39 @@ def rate(tokens: int, seconds: float | None) -> str:
     if not seconds or seconds < 0 or tokens <= 0:
         return NOTHING
     return f"{tokens / seconds:.1f} tokens/s"
+
+
+def clock_time(at: float, zone: tzinfo | None = None) -> str:
+    """`14:03:07.250` for seconds since 1970, in the local zone by default."""
+    return datetime.fromtimestamp(at, UTC).astimezone(zone).strftime("%H:%M:%S.%f")[:-3]
+
+
+def measure(name: str, value: object) -> str:
+    """A value of a map as its name says: `bytes` in it is a size, `seconds` at its end a duration."""
+    words = name.split("_")
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_named(item) for item in cast("Iterable[object]", value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if "bytes" in words and isinstance(value, int):
+        return size(value)
+    return duration(value) if words[-1] == "seconds" else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _named(item: object) -> str:
+    if isinstance(item, Mapping):
+        thing = cast("Mapping[str, object]", item)
+        return str(thing.get("name") or thing)
+    return str(item)
+
+
+def measures(data: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """The values of a map, of maps in it too, each with its name; without those that say nothing."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from measures(cast("Mapping[str, object]", value))
+        elif value not in (None, "", [], ()):
+            yield name, measure(name, value)
 
 
 def count(number: int | None) -> str:

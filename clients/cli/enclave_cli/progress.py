@@ -9,6 +9,17 @@ from enclave_cli.output import count, size
 
 if TYPE_CHECKING:
     from enclave.protocol.messages import Progress
+    from enclave_cli.daemon import Notice
+    from enclave_cli.status_line import StatusLine
+
+
+def shown_on(status: StatusLine, model: str) -> Notice:
+    """What a client is to call with its progress, so that the status line tells it."""
+
+    def show(progress: Progress) -> None:
+        status.show(sentence(progress, model))
+
+    return show
 
 
 def sentence(progress: Progress, model: str) -> str:

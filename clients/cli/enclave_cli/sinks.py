@@ -1,16 +1,16 @@
 """Where an answer goes while it comes: plain text for people, one JSON document or JSON lines for programs.
 
-`enclave run` feeds one of these per answer. Only they write to standard output, so that its purity is kept in one
-place: with text, nothing but the answer.
+answers.py feeds one of these per answer. Only they write to standard output, so that its purity is kept in one place:
+with text, nothing but the answer.
 """
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol, cast
 
 from enclave_cli import stdout
-from enclave_cli.output import clean, json_text, plain, plain_map
+from enclave_cli.output import json_text, plain, plain_map
 from enclave_cli.progress import sentence
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from enclave.protocol.messages import Progress
     from enclave_cli.daemon import Answer
     from enclave_cli.status_line import StatusLine
-
-_KEPT_ON_A_TERMINAL = "\n\t"
 
 
 class Sink(Protocol):
@@ -39,36 +37,34 @@ class Sink(Protocol):
 
 
 class TextSink:
-    """The answer's text as it is. On a terminal control characters are replaced, since a model may have learnt any,
-    and the text ends in a newline, so that the shell's prompt stands on a line of its own."""
+    """The answer's text as it is. A model's reasoning is no part of it: it is only told of."""
 
     def __init__(self, status: StatusLine, model: str, *, terminal: bool | None = None) -> None:
         self._status = status
         self._model = model
-        self._terminal = sys.stdout.isatty() if terminal is None else terminal
-        self._ends_in_newline = True
+        self._text = stdout.ExactText(terminal=terminal)
 
     def progress(self, progress: Progress) -> None:
-        if self._ends_in_newline:
-            # In the middle of a line of the answer there is no place for it.
-            self._status.show(sentence(progress, self._model))
+        self._show(sentence(progress, self._model))
 
     def chunk(self, chunk: TextChunk) -> None:
-        text = chunk.text
-        if not text:
-            return
-        self._status.clear()
-        self._ends_in_newline = text.endswith("\n")
-        stdout.write(clean(text, keep=_KEPT_ON_A_TERMINAL) if self._terminal else text)
+        if chunk.text:
+            self._status.clear()
+            self._text.write(chunk.text)
+        elif chunk.reasoning:
+            self._show(f"{self._model} is reasoning")
+
+    def _show(self, news: str) -> None:
+        if self._text.ends_in_newline:
+            # In the middle of a line of the answer there is no place for it.
+            self._status.show(news)
 
     def result(self, result: Answer, receipt: dict[str, object]) -> None:
         self._status.clear()
 
     def close(self) -> None:
         self._status.clear()
-        if self._terminal and not self._ends_in_newline:
-            self._ends_in_newline = True
-            stdout.write("\n")
+        self._text.end()
 
 
 class DocumentSink:
@@ -78,6 +74,7 @@ class DocumentSink:
         self._status = status
         self._model = model
         self._texts: list[str] = []
+        self._reasoning: list[str] = []
 
     def progress(self, progress: Progress) -> None:
         self._status.show(sentence(progress, self._model))
@@ -85,10 +82,19 @@ class DocumentSink:
     def chunk(self, chunk: TextChunk) -> None:
         self._status.clear()
         self._texts.append(chunk.text)
+        self._reasoning.append(chunk.reasoning or "")
 
     def result(self, result: Answer, receipt: dict[str, object]) -> None:
         self._status.clear()
-        _write_line({"text": "".join(self._texts), **_ending(result), "receipt": receipt})
+        reasoning = "".join(self._reasoning)
+        _write_line(
+            {
+                "text": "".join(self._texts),
+                **({"reasoning": reasoning} if reasoning else {}),
+                **_ending(result),
+                "receipt": receipt,
+            }
+        )
 
     def close(self) -> None:
         self._status.clear()
@@ -102,7 +108,9 @@ class LinesSink:
         _write_line({"type": "progress", **values})
 
     def chunk(self, chunk: TextChunk) -> None:
-        _write_line({"type": "chunk", "text": chunk.text, "tokens": plain(chunk.tokens)})
+        beside = {"reasoning": chunk.reasoning, "tool_calls": plain(chunk.tool_calls)}
+        told = {name: value for name, value in beside.items() if value}
+        _write_line({"type": "chunk", "text": chunk.text, "tokens": plain(chunk.tokens), **told})
 
     def result(self, result: Answer, receipt: dict[str, object]) -> None:
         _write_line({"type": "result", **_ending(result), "receipt": receipt})
@@ -111,8 +119,15 @@ class LinesSink:
         pass
 
 
+def message_of(result: Answer) -> Mapping[str, object] | None:
+    """The message that a chat's answer is, to be appended to the conversation; None for any other answer."""
+    return cast("Mapping[str, object] | None", getattr(result, "message", None))
+
+
 def _ending(result: Answer) -> dict[str, object]:
+    message = message_of(result)
     return {
+        **({"message": message} if message is not None else {}),
         "finish_reason": result.finish_reason,
         "usage": plain(result.usage),
         "timings": plain(result.timings),

@@ -8,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -99,6 +100,27 @@ class Script:
             self.command(*arguments), input=stdin, capture_output=True, env=self.environment(wanted), check=False
         )
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    @contextmanager
+    def running(
+        self, *arguments: str, stdout: int = subprocess.PIPE, stdin: int = subprocess.DEVNULL, **wanted: Any
+    ) -> Generator[tuple[subprocess.Popen[bytes], Any]]:
+        """The command while it runs, and what its daemon reports, a word a line."""
+        reading, writing = os.pipe()
+        process = subprocess.Popen(
+            self.command(*arguments),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=self.environment(wanted, writing),
+            pass_fds=(writing,),
+        )
+        os.close(writing)
+        with process, os.fdopen(reading) as reports:
+            try:
+                yield process, reports
+            finally:
+                process.kill()
 
 
 @pytest.fixture

@@ -10,21 +10,28 @@ import json
 import os
 import sys
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
-from enclave.calls import SamplingOptions
+from enclave.calls import Message, RequestOptions, SamplingOptions
 from enclave.exceptions import EnclaveError, error_for
 from enclave.protocol.bodies import (
+    AskerInfo,
+    EventChunk,
     InstanceInfo,
+    JsonMap,
     LoadResult,
     MemoryInfo,
     ModelHeaderInfo,
     ModelInfo,
     ModelShow,
     PluginInfo,
+    PullResult,
+    Ranked,
+    RenderResult,
     TextChunk,
     Timings,
     UnloadResult,
@@ -32,7 +39,9 @@ from enclave.protocol.bodies import (
     WallsInfo,
     WhyRecord,
 )
+from enclave.protocol.codec import encode
 from enclave.protocol.messages import Progress, Stage
+from enclave.results import Embeddings, Ranking, Receipt
 from enclave_cli.daemon import Notice
 from enclave_cli.invocation import Priority
 
@@ -55,6 +64,10 @@ READY = InstanceInfo(
     context=2048,
     loaded_seconds=75.0,
     walls=WallsInfo(state="partial", missing=("landlock",)),
+    askers=(
+        AskerInfo(session="c1", name="my-editor", pid=4712, program="/usr/bin/editor", running=1, queued=1),
+        AskerInfo(session="c2", name="enclave-cli", queued=1),
+    ),
 )
 LOADING = Progress(id=1, stage=Stage.LOADING, fraction=0.4)
 WAITING = Progress(id=1, stage=Stage.QUEUED, ahead=2, reason="the model is busy")
@@ -62,17 +75,25 @@ USAGE = Usage(prompt_tokens=5, cached_tokens=3, completion_tokens=42)
 TIMINGS = Timings(prompt_seconds=0.01, first_token_seconds=0.02, decoding_seconds=1.0)
 
 
-@dataclass
-class Receipt:
-    """As the client tells it of a result's header."""
-
-    model: str = "tiny"
-    model_hash: str | None = "sha256:c0ffee"
-    backend: str | None = "fake"
-    device: str | None = "cpu"
-    instance: str | None = "i1"
-    queued_seconds: float | None = 0.002
-    loading_seconds: float | None = 0.5
+RECEIPT = Receipt(
+    model="tiny",
+    model_hash="sha256:c0ffee",
+    backend="fake",
+    device="cpu",
+    instance="i1",
+    template="the model's own",
+    prompt_tokens=5,
+    cached_tokens=3,
+    completion_tokens=42,
+    uncached_reason="the beginning differs",
+    queued_seconds=0.002,
+    loading_seconds=0.5,
+    prompt_seconds=0.01,
+    decoding_seconds=1.0,
+    preempted=1,
+    charged_seconds=1.25,
+    context=2048,
+)
 
 
 @dataclass
@@ -80,7 +101,12 @@ class FakeAnswer:
     finish_reason: str = "stop"
     usage: Usage = USAGE
     timings: Timings = TIMINGS
-    receipt: object = field(default_factory=Receipt)
+    receipt: object = RECEIPT
+
+
+@dataclass
+class FakeChatAnswer(FakeAnswer):
+    message: JsonMap = field(default_factory=dict[str, object])
 
 
 class FakeLoading:
@@ -88,29 +114,52 @@ class FakeLoading:
         return LoadResult(instance=READY)
 
 
-class FakeStream:
+class FakePulling:
     def __init__(self, daemon: FakeDaemon, notice: Notice) -> None:
         self._daemon = daemon
         self._notice = notice
 
+    def result(self) -> PullResult:
+        for progress in self._daemon.progress:
+            self._notice(progress)
+        try:
+            self._daemon.rest()
+        finally:
+            self._daemon.told("ended")
+        return PullResult(name="tiny", size=1_185_376, path="/models/tiny.gguf")
+
+
+class FakeStream:
+    def __init__(self, daemon: FakeDaemon, notice: Notice, answer: FakeAnswer) -> None:
+        self._daemon = daemon
+        self._notice = notice
+        self._answer = answer
+
     def __iter__(self) -> Iterator[TextChunk]:
         for progress in self._daemon.progress:
             self._notice(progress)
-        for text in self._daemon.texts:
-            yield TextChunk(text=text, tokens=(1, 2))
-        if self._daemon.hangs:
-            self._daemon.told("hanging")
-            threading.Event().wait()
+        yield from self._daemon.chunks or [TextChunk(text=text, tokens=(1, 2)) for text in self._daemon.texts]
+        self._daemon.rest()
         failure = self._daemon.answer_fails_with or self._daemon.fails_with
         if failure is not None:
             raise failure
 
     def result(self) -> FakeAnswer:
-        return FakeAnswer()
+        return self._answer
 
     def cancel(self) -> None:
         self._daemon.asked.append(("cancel", {}))
         self._daemon.told("cancelled")
+
+
+EVENTS = (
+    EventChunk(topic="instances", name="snapshot", number=1, at=0.25, data={"i1": encode(READY)}),
+    EventChunk(topic="downloads", name="snapshot", number=0, at=0.25, data={}),
+)
+
+
+_STREAMS = frozenset({"generate", "chat", "infill"})
+"""Calls that fail when their answer is read."""
 
 
 @dataclass
@@ -118,6 +167,17 @@ class FakeDaemon:
     """What it is to say, and what it was asked."""
 
     texts: Sequence[str] = ("Once", " upon", " a time.")
+    chunks: Sequence[TextChunk] = ()
+    """Instead of the texts."""
+    message: JsonMap = field(default_factory=lambda: {"role": "assistant", "content": "Once upon a time."})
+    """What a chat's answer is in the end."""
+    vectors: Sequence[Sequence[float]] = ((0.5, -0.25, 0.125, 0.0, 1.0), (1.0, 0.0, 0.0, 0.0, 0.0))
+    ranking: Sequence[Ranked] = (Ranked(index=1, score=0.75), Ranked(index=0, score=-0.5))
+    tokens: Sequence[int] = (1, 403, 407)
+    text: str = "<s>Once\x1b upon"
+    """What ids and conversations become."""
+    downloads_known: Sequence[JsonMap] = ()
+    news: Sequence[EventChunk] = EVENTS
     progress: Sequence[Progress] = ()
     models_known: Sequence[ModelInfo] = (TINY, OTHER)
     instances_known: Sequence[InstanceInfo] = (READY,)
@@ -165,13 +225,113 @@ class FakeDaemon:
 
     def _call(self, name: str, **parameters: Any) -> None:
         self.asked.append((name, parameters))
-        if self.fails_with is not None and name != "generate":
+        if self.fails_with is not None and name not in _STREAMS:
             raise self.fails_with
 
-    def generate(self, model: str, prompt: str, **options: Unpack[SamplingOptions]) -> FakeStream:
+    def rest(self) -> None:
+        """Never comes back, where it is to hang."""
+        if self.hangs:
+            self.told("hanging")
+            threading.Event().wait()
+
+    def _stream(self, name: str, answer: FakeAnswer, options: SamplingOptions, **parameters: Any) -> FakeStream:
         notice = options.pop("progress", None)
-        self._call("generate", model=model, prompt=prompt, **options)
-        return FakeStream(self, notice or print)
+        self._call(name, **parameters, **options)
+        return FakeStream(self, notice or print, answer)
+
+    def generate(self, model: str, prompt: str, **options: Unpack[SamplingOptions]) -> FakeStream:
+        return self._stream("generate", FakeAnswer(), options, model=model, prompt=prompt)
+
+    def chat(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message],
+        schema: Message | None,
+        template: str | None = None,
+        template_arguments: Message | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> FakeStream:
+        answer = FakeChatAnswer(message=self.message)
+        return self._stream("chat", answer, options, model=model, messages=messages, tools=tools, schema=schema)
+
+    def infill(
+        self, model: str, prefix: str, suffix: str, *, order: str, **options: Unpack[SamplingOptions]
+    ) -> FakeStream:
+        return self._stream("infill", FakeAnswer(), options, model=model, prefix=prefix, suffix=suffix, order=order)
+
+    def embed(
+        self, model: str, texts: Sequence[str], *, normalize: bool, **options: Unpack[RequestOptions]
+    ) -> Embeddings:
+        self._wait(options)
+        self._call("embed", model=model, texts=texts, normalize=normalize, **options)
+        flat = array("f", [number for vector in self.vectors for number in vector])
+        shape = (len(self.vectors), len(self.vectors[0]))
+        return Embeddings(vectors=memoryview(flat.tobytes()).cast("f", shape), usage=USAGE, receipt=RECEIPT)
+
+    def rerank(
+        self,
+        model: str,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top: int | None,
+        **options: Unpack[RequestOptions],
+    ) -> Ranking:
+        self._wait(options)
+        self._call("rerank", model=model, query=query, documents=documents, top=top, **options)
+        return Ranking(ranking=tuple(self.ranking), usage=USAGE, receipt=RECEIPT)
+
+    def _wait(self, options: RequestOptions) -> None:
+        notice = options.pop("progress", None)
+        for progress in self.progress:
+            (notice or print)(progress)
+
+    def tokenize(self, model: str, text: str, *, special: bool) -> Sequence[int]:
+        self._call("tokenize", model=model, text=text, special=special)
+        return self.tokens
+
+    def detokenize(self, model: str, tokens: Sequence[int]) -> str:
+        self._call("detokenize", model=model, tokens=tokens)
+        return self.text
+
+    def render(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Message],
+        template: str | None,
+        add_generation_prompt: bool,
+    ) -> RenderResult:
+        self._call(
+            "render",
+            model=model,
+            messages=messages,
+            tools=tools,
+            template=template,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return RenderResult(text=self.text, template="the model's own")
+
+    def pull(self, reference: str, *, progress: Notice) -> FakePulling:
+        self._call("pull", reference=reference)
+        return FakePulling(self, progress)
+
+    def downloads(self) -> Sequence[JsonMap]:
+        self._call("downloads")
+        return self.downloads_known
+
+    def cancel_download(self, download: str) -> None:
+        self._call("cancel_download", download=download)
+
+    def events(self, *topics: str) -> Iterator[EventChunk]:
+        self._call("events", topics=topics)
+        yield from self.news
+        self.rest()
+        if self.answer_fails_with is not None:
+            raise self.answer_fails_with
 
     def load(self, model: str, *, progress: Notice, **options: Any) -> FakeLoading:
         self._call("load", model=model, **options)

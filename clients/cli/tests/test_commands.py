@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from enclave.protocol.bodies import InstanceInfo, MemoryInfo, WallsInfo, WhyRecord
+from enclave.protocol.bodies import AskerInfo, InstanceInfo, MemoryInfo, WallsInfo, WhyRecord
 from enclave_cli.commands import ps, serve, why
 from enclave_cli.errors import ExitCode
 
@@ -73,6 +73,7 @@ def test_ps_tells_memory_queue_and_walls(run: Run) -> None:
         "ESTIMATED",
         "RUNNING",
         "QUEUED",
+        "CLIENTS",
         "THREADS",
         "CONTEXT",
         "UP",
@@ -81,7 +82,8 @@ def test_ps_tells_memory_queue_and_walls(run: Run) -> None:
         "ID",
     ]
     assert " ".join(row.split()) == (
-        "tiny ready fake cpu 3.0 MiB 2.0 MiB 1 2 1 2,048 1 min 15 s partial (no landlock) 4711 i1"
+        "tiny ready fake cpu 3.0 MiB 2.0 MiB 1 2 my-editor (2), enclave-cli (1) 1 2,048 1 min 15 s"
+        " partial (no landlock) 4711 i1"
     )
 
 
@@ -114,6 +116,7 @@ def test_ps_says_so_when_nothing_is_loaded(run: Run, daemon: FakeDaemon) -> None
         ("ready", "ready", False, "ready"),
         ("loading", "ready", False, "loading"),
         ("loading", "unloaded", False, "loading, to be unloaded"),
+        ("unloading", "unloaded", False, "unloading"),
         ("ready", "ready", True, "ready, pinned"),
     ],
 )
@@ -126,6 +129,41 @@ def test_walls_name_what_is_missing() -> None:
     assert ps.walls(WallsInfo(state="full")) == "full"
     assert ps.walls(WallsInfo(state="none", missing=("landlock", "seccomp"))) == "none (no landlock, seccomp)"
     assert ps.walls(None) == ""
+
+
+def test_clients_of_one_name_are_counted_together_and_no_name_reaches_the_terminal_as_it_is() -> None:
+    askers = (
+        AskerInfo(session="c1", name="cli", running=1),
+        AskerInfo(session="c2", name="cli", queued=2),
+        AskerInfo(session="c3", name="\x1b[2J\n" + "x" * 256, running=1),
+        AskerInfo(session="c4", name=" ", running=1),
+    )
+    shown = ps.clients(replace(READY, askers=askers))
+    assert shown == "cli (3), \ufffd[2J " + "x" * 26 + "… (1), unnamed (1)"
+
+
+def test_ps_tells_the_paused_apart() -> None:
+    assert "PAUSED" not in ps.text((READY,))
+    heading, row = ps.text((replace(READY, leases=3, paused=1),)).splitlines()
+    for name, number in (("RUNNING", "2"), ("PAUSED", "1")):
+        assert row[: heading.index(name) + len(name)].endswith(f" {number}")
+
+
+def test_without_requests_ps_has_no_column_of_clients(run: Run, daemon: FakeDaemon) -> None:
+    daemon.instances_known = (READY,)
+    assert "CLIENTS" not in run("ps").out
+    assert run("ps", "--json").json["instances"][0]["askers"] == []
+
+
+def test_ps_as_json_has_everything_of_the_clients(run: Run) -> None:
+    assert run("ps", "--json").json["instances"][0]["askers"][0] == {
+        "session": "c1",
+        "name": "my-editor",
+        "pid": 4712,
+        "program": "/usr/bin/editor",
+        "running": 1,
+        "queued": 1,
+    }
 
 
 def test_plugins_tells_why_one_failed(run: Run) -> None:
@@ -218,6 +256,14 @@ def test_why_tells_data_flat_and_with_units() -> None:
     record = WhyRecord(number=1, at=0.0, kind="event LeaseReturned", data=data)
     assert why.because(record) == "c6/1"
     assert why.told(record) == ("request=c6/1 model=tiny bytes_estimated=2.0 KiB charged_seconds=9 ms load_only=False")
+
+
+def test_why_tells_who_asked_before_all_else_and_no_name_reaches_the_terminal_as_it_is() -> None:
+    data: dict[str, object] = {"request": "c6/1", "asker": "my-\x1b[2Jeditor (pid 4711, /usr/bin/python3)"}
+    record = WhyRecord(number=1, at=0.0, kind="event RequestArrived", data=data)
+    assert why.told(record).startswith("asked by my-")
+    row = why.text((record,), zone=UTC).splitlines()[1]
+    assert row.endswith("asked by my-\ufffd[2Jeditor (pid 4711, /usr/bin/python3) request=c6/1")
 
 
 def test_why_says_so_when_nothing_is_on_record(run: Run, daemon: FakeDaemon) -> None:

@@ -31,7 +31,10 @@ def _command(name: str) -> click.Command:
     return command
 
 
-@pytest.mark.parametrize("arguments", ["[]", "['--help']", "['run', '--help']", "['nonsense']"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["[]", "['--help']", "['nonsense']", *(f"[{name!r}, '--help']" for name in COMMANDS)],
+)
 def test_help_imports_neither_the_client_nor_its_libraries(arguments: str) -> None:
     code = f"""if True:
         import sys
@@ -71,8 +74,9 @@ def test_the_help_lists_commands_and_exit_codes(run: Run) -> None:
     done = run("--help")
     assert done.exit_code == ExitCode.OK
     assert done.err == ""
+    columns = max(len(name) for name in lazy.COMMANDS)
     for name, sentence in lazy.COMMANDS.items():
-        assert f"  {name:<7}  {sentence}" in done.out
+        assert f"  {name:<{columns}}  {sentence}" in done.out
     for code, meaning in errors.MEANINGS.items():
         assert f"{code.value:<5}{meaning}" in done.out
 
@@ -94,6 +98,21 @@ def test_the_version_is_printed(run: Run) -> None:
         ["run", "--nonsense"],
         ["show"],
         ["why", "--limit", "0"],
+        ["embed", "tiny"],
+        ["embed", "", "text"],
+        ["rerank", "tiny"],
+        ["rerank", "tiny", "query"],
+        ["rerank", "tiny", "query", "a", "--top", "0"],
+        ["tokenize", "tiny"],
+        ["tokenize", "tiny", "two", "words"],
+        ["tokenize", "tiny", "--ids", "--no-special", "1"],
+        ["render", "tiny"],
+        ["pull"],
+        ["pull", " "],
+        ["pull", "folder:a", "--stream"],
+        ["downloads", "cancle", "d3"],
+        ["downloads", "cancel"],
+        ["events", "weather"],
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], run: Run, daemon: FakeDaemon) -> None:
@@ -293,8 +312,40 @@ def test_every_option_of_a_command_is_in_its_part_of_the_docs(name: str) -> None
     assert not missing
 
 
-def test_json_is_written_on_one_line(run: Run) -> None:
-    for arguments in (["list"], ["ps"], ["plugins"], ["why"], ["show", "tiny"], ["load", "tiny"], ["unload", "tiny"]):
-        done = run(*arguments, "--json")
-        assert done.out.count("\n") == 1
-        json.loads(done.out)
+ONE_DOCUMENT = (
+    ("list",),
+    ("ps",),
+    ("plugins",),
+    ("why",),
+    ("show", "tiny"),
+    ("load", "tiny"),
+    ("unload", "tiny"),
+    ("embed", "tiny", "a", "b"),
+    ("rerank", "tiny", "q", "a", "b"),
+    ("infill", "tiny", "--prefix", "a"),
+    ("tokenize", "tiny", "a"),
+    ("tokenize", "tiny", "--ids", "1"),
+    ("pull", "folder:a"),
+    ("downloads",),
+    ("downloads", "cancel", "d3"),
+    ("events", "--snapshot", "instances", "downloads"),
+)
+
+
+@pytest.mark.parametrize("arguments", ONE_DOCUMENT, ids=" ".join)
+def test_json_is_written_on_one_line(arguments: tuple[str, ...], run: Run) -> None:
+    done = run(*arguments, "--json")
+    assert done.exit_code == ExitCode.OK
+    assert done.err == ""
+    assert done.out.count("\n") == 1
+    json.loads(done.out)
+
+
+@pytest.mark.parametrize("arguments", ONE_DOCUMENT, ids=" ".join)
+def test_what_a_daemon_cannot_do_is_a_line_and_a_hint(arguments: tuple[str, ...], run: Run, daemon: FakeDaemon) -> None:
+    daemon.fails_with = error_for("unsupported", "not built yet", hint="leave it out")
+    daemon.texts, daemon.news = (), ()
+    done = run(*arguments)
+    assert (done.exit_code, done.out) == (ExitCode.FAILED, "")
+    assert done.err == "enclave: not built yet\nhint: leave it out\n"
+    assert run(*arguments, "--json").json["error"]["code"] == "unsupported"

@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,8 @@ import pytest
 
 from enclave.exceptions import error_for
 from enclave.protocol.messages import Progress, Stage
-from enclave_cli.commands.run import receipt_text
 from enclave_cli.errors import ExitCode
+from enclave_cli.receipts import receipt_text
 
 if TYPE_CHECKING:
     from .conftest import Run, Script
@@ -97,7 +96,7 @@ def test_a_model_without_a_prompt_is_shown_where_the_prompt_goes(run: Run) -> No
 def test_no_more_is_read_than_a_request_can_hold(script: Script) -> None:
     with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
         assert endless.stdout is not None
-        with _running(script, "run", "tiny", stdin=endless.stdout.fileno()) as (process, _):
+        with script.running("run", "tiny", stdin=endless.stdout.fileno()) as (process, _):
             endless.stdout.close()
             out, err = process.communicate()
     assert (process.returncode, out) == (ExitCode.FAILED, b"")
@@ -188,8 +187,18 @@ def test_json_is_one_document_at_the_end(run: Run, daemon: FakeDaemon) -> None:
             "backend": "fake",
             "device": "cpu",
             "instance": "i1",
+            "template": "the model's own",
+            "prompt_tokens": 5,
+            "cached_tokens": 3,
+            "completion_tokens": 42,
+            "uncached_reason": "the beginning differs",
             "queued_seconds": 0.002,
             "loading_seconds": 0.5,
+            "prompt_seconds": 0.01,
+            "decoding_seconds": 1.0,
+            "preempted": 1,
+            "charged_seconds": 1.25,
+            "context": 2048,
         },
     }
 
@@ -225,14 +234,22 @@ def test_verbose_prints_the_receipt_on_standard_error(run: Run) -> None:
     done = run("run", "tiny", "Once", "--verbose", "--raw")
     assert done.out == TEXT
     assert done.err.splitlines() == [
-        "model     tiny (sha256:c0ffee)",
-        "backend   fake",
-        "device    cpu",
-        "instance  i1",
-        "tokens    5 prompt (3 from the cache), 42 answer",
-        "speed     200.0 tokens/s prompt, 42.0 tokens/s answer",
-        "times     queued 2 ms, loading 500 ms, prompt 10 ms, first token 20 ms, answer 1.0 s",
-        "finish    stop",
+        "model        tiny",
+        "file         sha256:c0ffee",
+        "backend      fake",
+        "device       cpu",
+        "instance     i1",
+        "context      2,048 tokens",
+        "template     the model's own",
+        "queued       2 ms",
+        "loading      500 ms",
+        "prompt       5 tokens, 3 of them from the cache, 10 ms, 200.0 tokens/s",
+        "not cached   the beginning differs",
+        "first token  20 ms",
+        "answer       42 tokens, 1.0 s, 42.0 tokens/s",
+        "preempted    1 time",
+        "charged      1.2 s",
+        "finish       stop",
     ]
 
 
@@ -246,36 +263,15 @@ def test_a_receipt_without_measurements_says_less(run: Run, daemon: FakeDaemon) 
         receipt = None
 
     assert receipt_text(Answer(), {}).splitlines() == [
-        "tokens  0 prompt, 0 answer",
+        "prompt  0 tokens",
+        "answer  0 tokens",
         "finish  length",
     ]
 
 
-@contextmanager
-def _running(
-    script: Script, *arguments: str, stdout: int = subprocess.PIPE, stdin: int = subprocess.DEVNULL, **wanted: Any
-) -> Generator[tuple[subprocess.Popen[bytes], Any]]:
-    """The command in a process of its own, and what its daemon reports, a word a line."""
-    reading, writing = os.pipe()
-    process = subprocess.Popen(
-        script.command(*arguments),
-        stdin=stdin,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        env=script.environment(wanted, writing),
-        pass_fds=(writing,),
-    )
-    os.close(writing)
-    with process, os.fdopen(reading) as reports:
-        try:
-            yield process, reports
-        finally:
-            process.kill()
-
-
 @posix_only
 def test_ctrl_c_cancels_the_request_and_leaves_quietly(script: Script) -> None:
-    with _running(script, "run", "tiny", "Once", hangs=True) as (process, reports):
+    with script.running("run", "tiny", "Once", hangs=True) as (process, reports):
         assert reports.readline() == "hanging\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
@@ -285,7 +281,7 @@ def test_ctrl_c_cancels_the_request_and_leaves_quietly(script: Script) -> None:
 
 @posix_only
 def test_ctrl_c_with_json_is_a_document_too(script: Script) -> None:
-    with _running(script, "run", "tiny", "Once", "--json", hangs=True) as (process, reports):
+    with script.running("run", "tiny", "Once", "--json", hangs=True) as (process, reports):
         assert reports.readline() == "hanging\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
@@ -297,7 +293,7 @@ def test_ctrl_c_with_json_is_a_document_too(script: Script) -> None:
 def test_a_reader_that_has_enough_is_no_error(script: Script) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    with _running(script, "run", "tiny", "Once", stdout=writing) as (process, reports):
+    with script.running("run", "tiny", "Once", stdout=writing) as (process, reports):
         os.close(writing)
         _, err = process.communicate()
         assert reports.read() == "cancelled\n"
@@ -308,7 +304,7 @@ def test_a_reader_that_has_enough_is_no_error(script: Script) -> None:
 def test_a_full_disk_is_no_defect_of_ours(script: Script) -> None:
     with (
         Path("/dev/full").open("wb") as full,
-        _running(script, "run", "tiny", "Once", stdout=full.fileno()) as (
+        script.running("run", "tiny", "Once", stdout=full.fileno()) as (
             process,
             reports,
         ),
@@ -334,7 +330,7 @@ def test_a_full_disk_is_no_defect_of_ours(script: Script) -> None:
 def test_a_full_disk_is_told_in_one_line(arguments: tuple[str, ...], fails_with: str | None, script: Script) -> None:
     with (
         Path("/dev/full").open("wb") as full,
-        _running(script, *arguments, stdout=full.fileno(), fails_with=fails_with) as (process, _),
+        script.running(*arguments, stdout=full.fileno(), fails_with=fails_with) as (process, _),
     ):
         _, err = process.communicate()
         assert err.startswith(b"enclave: standard output could not be written: No space left on device")
@@ -355,7 +351,7 @@ def test_a_closed_standard_output_is_no_defect_either(script: Script) -> None:
 
 @posix_only
 def test_an_open_pipe_that_stays_silent_is_told_of(script: Script) -> None:
-    with _running(script, "run", "tiny", "Once", stdin=subprocess.PIPE) as (process, _):
+    with script.running("run", "tiny", "Once", stdin=subprocess.PIPE) as (process, _):
         assert process.stderr is not None
         assert b"waiting for the prompt's text on standard input" in process.stderr.readline()
         out, _ = process.communicate(b"more")

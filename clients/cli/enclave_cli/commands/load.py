@@ -10,13 +10,12 @@ import click
 from enclave_cli.commands.ps import walls
 from enclave_cli.invocation import COUNT_MAX, Invocation, json_option, no_start_option
 from enclave_cli.output import count, facts, size
-from enclave_cli.progress import sentence
+from enclave_cli.progress import shown_on
 from enclave_cli.references import reference
 from enclave_cli.status_line import StatusLine
 
 if TYPE_CHECKING:
     from enclave.protocol.bodies import LoadResult
-    from enclave.protocol.messages import Progress
 
 
 @click.command("load")
@@ -60,10 +59,6 @@ def command(
     """
     name = reference(model)
     with invocation.client() as client, StatusLine(sys.stderr) as status:
-
-        def show(progress: Progress) -> None:
-            status.show(sentence(progress, model))
-
         result = client.load(
             name,
             context=context,
@@ -71,7 +66,7 @@ def command(
             flash_attention=flash_attention,
             threads=threads,
             backend=backend,
-            progress=show,
+            progress=shown_on(status, model),
         ).result()
     if invocation.json:
         invocation.print_json(result)

@@ -1,91 +1,39 @@
-"""`enclave run`: let a model continue a prompt and print what it says."""
+"""`enclave run`: let a model continue a prompt, or answer a conversation, and print what it says."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from enclave_cli.answers import Wish, answer, wish_of
 from enclave_cli.errors import CommandError, Problem, problem_of, usage, with_hint
-from enclave_cli.invocation import COUNT_MAX, Decorated, Invocation, Priority, json_option, no_start_option
-from enclave_cli.output import NOTHING, count, duration, facts, plain_map, rate
-from enclave_cli.prompts import joined, read_piped, read_terminal
+from enclave_cli.inputs import is_terminal, read_messages, read_piped, read_schema, read_tools, read_typed
+from enclave_cli.invocation import Invocation, no_start_option
+from enclave_cli.options import answer_options
+from enclave_cli.prompts import joined
 from enclave_cli.references import looks_like_a_prompt, reference
-from enclave_cli.sinks import DocumentSink, LinesSink, Sink, TextSink
-from enclave_cli.status_line import StatusLine
 
 if TYPE_CHECKING:
-    from enclave.calls import SamplingOptions
     from enclave.protocol.bodies import ModelShow
-    from enclave_cli.daemon import Answer, Daemon
+    from enclave_cli.daemon import Daemon
 
+PROMPT = "the prompt's text"
 TEMPLATE_NOTE = "the model's chat template is not applied yet (--raw silences this)"
 _NOT_RESOLVED = frozenset({"model_not_found", "bad_reference", "model_unreadable"})
-_SEED_MAX = 2**64 - 1
-_COUNT = click.IntRange(0, COUNT_MAX)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """The options of one run, as they go into every request of it."""
-
-    options: SamplingOptions
-    """Keyword arguments of `Client.generate`; only those that were given."""
-    raw: bool
-    stream: bool
-    verbose: bool
-    priority: Priority
-
-
-def sampling_options(function: Decorated) -> Decorated:
-    """The options that say how tokens are drawn and when to stop."""
-    options = (
-        click.option("--max-tokens", "-n", type=_COUNT, metavar="N", help="Tokens of answer at most."),
-        click.option(
-            "--temperature", "-t", type=click.FloatRange(min=0), metavar="F", help="0 takes the likeliest token always."
-        ),
-        click.option(
-            "--seed", type=click.IntRange(0, _SEED_MAX), metavar="N", help="The same seed draws the same answer."
-        ),
-        click.option("--top-k", type=_COUNT, metavar="N", help="Draw from the N likeliest; 0 is off."),
-        click.option(
-            "--top-p",
-            type=click.FloatRange(0, 1),
-            metavar="F",
-            help="Draw from the likeliest that make up F; 1 is off.",
-        ),
-        click.option(
-            "--min-p",
-            type=click.FloatRange(0, 1),
-            metavar="F",
-            help="Leave out what is less than F times as likely as the likeliest; 0 is off.",
-        ),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given again."),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 @click.command("run")
 @click.argument("model", required=False)
 @click.argument("prompt", required=False)
 @click.option("--raw", is_flag=True, help="Apply no chat template.")
-@sampling_options
-@click.option("--backend", metavar="NAME", help="Only this backend will do; `enclave plugins` lists them.")
-@click.option("--context", type=click.IntRange(1, COUNT_MAX), metavar="N", help="Tokens of context wished for.")
-@click.option(
-    "--priority",
-    type=click.Choice(["interactive", "normal", "background"]),
-    help="Whose turn it is.  [default: interactive on a terminal, else normal]",
-)
-@click.option("--verbose", "-v", is_flag=True, help="Print a receipt on standard error afterwards.")
-@json_option("Print one JSON document at the end.")
-@click.option("--stream", is_flag=True, help="With --json: JSON lines, as things happen.")
+@click.option("--messages", metavar="FILE", help="A conversation as JSON instead of a PROMPT; - is standard input.")
+@click.option("--tools", metavar="FILE", help="With --messages: functions that the model may call, as JSON.")
+@click.option("--schema", metavar="FILE", help="With --messages: the JSON schema that the answer must fit.")
+@answer_options
 @no_start_option(hidden=True)
 @click.pass_obj
 def command(
@@ -93,13 +41,10 @@ def command(
     model: str | None,
     prompt: str | None,
     raw: bool,
-    backend: str | None,
-    context: int | None,
-    priority: Priority | None,
-    verbose: bool,
-    stream: bool,
-    stop: tuple[str, ...],
-    **sampling: Any,
+    messages: str | None,
+    tools: str | None,
+    schema: str | None,
+    **options: Any,
 ) -> None:
     """Let a model continue a prompt and print what it says.
 
@@ -109,6 +54,9 @@ def command(
     PROMPT may come from a pipe instead. With both, the PROMPT stands first, then a blank line, then the piped text,
     which loses one final newline. Without either, on a terminal, `>>>` asks for prompts until Ctrl-D; each stands for
     itself.
+
+    With --messages, a conversation is answered instead: a JSON array of messages with their `role` and `content`, which
+    the model's template renders.
 
     Standard output gets the answer's text and nothing else: into a file or a pipe exactly the text; on a terminal one
     newline at its end, and control characters replaced. All the rest goes to standard error.
@@ -123,42 +71,69 @@ def command(
       git diff | enclave run folder:coder "Describe this change:"
       enclave run tiny "A list: " --stop $'\\n' --json | jq -r .text
       enclave run tiny -- "- begins with a dash"
+      enclave run folder:chatty --messages talk.json --tools tools.json
     """
-    if stream and not invocation.json:
-        raise usage("--stream goes with --json", "text is printed as it comes anyway")
-    invocation.json_lines = stream
-    options = {**sampling, "stop": stop or None, "backend": backend, "context": context}
-    wish = Wish(
-        options=cast("SamplingOptions", {name: value for name, value in options.items() if value is not None}),
-        raw=raw,
-        stream=stream,
-        verbose=verbose,
-        priority=priority or ("interactive" if sys.stdout.isatty() else "normal"),
-    )
+    wish = wish_of(invocation, **options)
     if model is not None:
         reference(model)  # refused before the daemon is started for it
-    text = joined(prompt, read_piped(invocation.note))
+    if messages is not None:
+        _check_conversation(prompt, raw)
+        _converse(invocation, model, wish, messages, tools, schema)
+        return
+    if tools is not None or schema is not None:
+        raise usage(
+            f"--{'tools' if tools is not None else 'schema'} goes with --messages",
+            "a prompt is taken as it is: give the conversation as JSON",
+        )
+    text = joined(prompt, read_piped(invocation.note, PROMPT))
     if text == "":
         raise usage("the prompt is empty", _call_for(model))
-    asks = text is None and _is_terminal()
+    asks = text is None and is_terminal()
     if asks and (invocation.json or not sys.stdout.isatty()):
-        invocation.note("type the prompt, Ctrl-D ends it")
-        text, asks = read_terminal().removesuffix("\n") or None, False
+        text, asks = joined(None, read_typed(invocation.note, "the prompt")), False
     if text is None and not asks:
         raise usage("there is no prompt", _call_for(model))
     with invocation.client(wish.priority) as client:
         try:
             if text is not None:
-                _run_once(invocation, client, _chosen(client, model), text, wish)
+                _run_once(invocation, client, _chosen(client, model), text, wish, raw=raw)
             else:
-                _ask(invocation, client, _chosen(client, model), wish)
+                _ask(invocation, client, _chosen(client, model), wish, raw=raw)
         except Exception as error:
             raise _helped(error, model, prompt) from error
 
 
-def _run_once(invocation: Invocation, client: Daemon, model: str, prompt: str, wish: Wish) -> None:
-    answer(invocation, client, model, prompt, wish)
-    if _tells_of_templates(invocation, wish):
+def _check_conversation(prompt: str | None, raw: bool) -> None:
+    if prompt is not None:
+        raise usage(
+            "a PROMPT and --messages exclude each other", "put the prompt into the conversation, as its last message"
+        )
+    if raw:
+        raise usage("--raw and --messages exclude each other", "a conversation is always rendered by a template")
+
+
+def _converse(
+    invocation: Invocation, model: str | None, wish: Wish, messages: str, tools: str | None, schema: str | None
+) -> None:
+    conversation = read_messages(messages, invocation.note)
+    callable_tools, wanted = read_tools(tools), read_schema(schema)
+    with invocation.client(wish.priority) as client:
+        name = _chosen(client, model)
+        answer(
+            invocation,
+            name,
+            wish,
+            lambda options: client.chat(name, conversation, tools=callable_tools, schema=wanted, **options),
+        )
+
+
+def _generate(invocation: Invocation, client: Daemon, model: str, prompt: str, wish: Wish) -> None:
+    answer(invocation, model, wish, lambda options: client.generate(model, prompt, **options))
+
+
+def _run_once(invocation: Invocation, client: Daemon, model: str, prompt: str, wish: Wish, *, raw: bool) -> None:
+    _generate(invocation, client, model, prompt, wish)
+    if _tells_of_templates(invocation, raw):
         from enclave.exceptions import EnclaveError
 
         # Asked for afterwards, so that the answer doesn't wait for it; and whether it works is not the answer's matter.
@@ -166,90 +141,22 @@ def _run_once(invocation: Invocation, client: Daemon, model: str, prompt: str, w
             _tell_of_template(invocation, client.show(model))
 
 
-def _ask(invocation: Invocation, client: Daemon, model: str, wish: Wish) -> None:
+def _ask(invocation: Invocation, client: Daemon, model: str, wish: Wish, *, raw: bool) -> None:
     from enclave_cli.prompt_loop import prompt_loop
 
     shown = client.show(model)  # so that a model which is not there is told before a person starts to type
-    if _tells_of_templates(invocation, wish):
+    if _tells_of_templates(invocation, raw):
         _tell_of_template(invocation, shown)
-    prompt_loop(lambda prompt: answer(invocation, client, model, prompt, wish))
+    prompt_loop(lambda prompt: _generate(invocation, client, model, prompt, wish))
 
 
-def _tells_of_templates(invocation: Invocation, wish: Wish) -> bool:
-    return not wish.raw and not invocation.json and sys.stderr.isatty()
+def _tells_of_templates(invocation: Invocation, raw: bool) -> bool:
+    return not raw and not invocation.json and sys.stderr.isatty()
 
 
 def _tell_of_template(invocation: Invocation, shown: ModelShow) -> None:
     if shown.header is not None and shown.header.template:
         invocation.note(TEMPLATE_NOTE)
-
-
-def answer(invocation: Invocation, client: Daemon, model: str, prompt: str, wish: Wish) -> None:
-    """One request from its sending to its end. Whatever ends it early cancels the request."""
-    with StatusLine(sys.stderr) as status:
-        sink: Sink
-        if not invocation.json:
-            sink = TextSink(status, model)
-        elif wish.stream:
-            sink = LinesSink()
-        else:
-            sink = DocumentSink(status, model)
-        result, receipt = _answered(client, model, prompt, wish, sink)
-    if wish.verbose:
-        sys.stderr.write(receipt_text(result, receipt) + "\n")
-        sys.stderr.flush()
-
-
-def _answered(client: Daemon, model: str, prompt: str, wish: Wish, sink: Sink) -> tuple[Answer, dict[str, object]]:
-    options: SamplingOptions = {**wish.options, "progress": sink.progress}
-    stream = client.generate(model, prompt, **options)
-    try:
-        for chunk in stream:
-            sink.chunk(chunk)
-        result = stream.result()
-        receipt = plain_map(result.receipt)
-        sink.result(result, receipt)
-    except BaseException:
-        stream.cancel()
-        raise
-    finally:
-        sink.close()
-    return result, receipt
-
-
-def receipt_text(result: Answer, receipt: dict[str, Any]) -> str:
-    """The receipt for a person, one fact a line."""
-    usage_, timings = result.usage, result.timings
-    model = str(receipt.get("model") or "")
-    if receipt.get("model_hash"):
-        model += f" ({receipt['model_hash']})"
-    tokens = f"{count(usage_.prompt_tokens)} prompt"
-    if usage_.cached_tokens:
-        tokens += f" ({count(usage_.cached_tokens)} from the cache)"
-    tokens += f", {count(usage_.completion_tokens)} answer"
-    decoding = timings.decoding_seconds or receipt.get("decoding_seconds")
-    prompt = timings.prompt_seconds or receipt.get("prompt_seconds")
-    computed = usage_.prompt_tokens - usage_.cached_tokens
-    speeds = [("prompt", rate(computed, prompt)), ("answer", rate(usage_.completion_tokens, decoding))]
-    times = [
-        ("queued", receipt.get("queued_seconds")),
-        ("loading", receipt.get("loading_seconds")),
-        ("prompt", prompt),
-        ("first token", timings.first_token_seconds),
-        ("answer", decoding),
-    ]
-    return facts(
-        [
-            ("model", model),
-            ("backend", str(receipt.get("backend") or "")),
-            ("device", str(receipt.get("device") or "")),
-            ("instance", str(receipt.get("instance") or "")),
-            ("tokens", tokens),
-            ("speed", ", ".join(f"{speed} {name}" for name, speed in speeds if speed != NOTHING)),
-            ("times", ", ".join(f"{name} {duration(seconds)}" for name, seconds in times if seconds is not None)),
-            ("finish", str(result.finish_reason)),
-        ]
-    )
 
 
 def _chosen(client: Daemon, model: str | None) -> str:
@@ -286,7 +193,3 @@ def _helped(error: Exception, model: str | None, prompt: str | None) -> Exceptio
 def _quoted(text: str) -> str:
     short = text if len(text) <= 40 else text[:39] + "…"
     return '"' + short.replace('"', '\\"') + '"'
-
-
-def _is_terminal() -> bool:
-    return sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()  # pyright: ignore[reportUnnecessaryComparison]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Sequence
+from datetime import tzinfo
+from typing import TYPE_CHECKING
 
 import click
 
 from enclave_cli.invocation import Invocation, json_option, no_start_option
-from enclave_cli.output import duration, line, size, table
+from enclave_cli.output import clock_time, line, measures, table
 from enclave_cli.references import reference
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def command(invocation: Invocation, about: str | None, limit: int) -> None:
 
     Without an argument, what happened last; with a REQUEST (`session/number`, as the events name it) or a MODEL, what
     concerns that; with the NUMBER of an event, that event, what led to it and what it led to. One line an event, the
-    newest last; BECAUSE names the event that led to it. There are no prompts and no answers in it, only their lengths.
+    newest last; BECAUSE names the event that led to it. Of a request it says who asked. There are no prompts and no
+    answers in it, only their lengths.
 
     \b
     Examples:
@@ -105,11 +106,6 @@ def text(records: Sequence[WhyRecord], about: str | None = None, zone: tzinfo | 
     )
 
 
-def clock_time(at: float, zone: tzinfo | None = None) -> str:
-    """`14:03:07.250` for seconds since 1970."""
-    return datetime.fromtimestamp(at, UTC).astimezone(zone).strftime("%H:%M:%S.%f")[:-3]
-
-
 def because(record: WhyRecord) -> str:
     """The record that led to it, else the request or whatever else its data names as the cause."""
     if record.cause is not None:
@@ -119,23 +115,9 @@ def because(record: WhyRecord) -> str:
 
 
 def told(record: WhyRecord) -> str:
-    """The record's own words, then its data as `name=value`, without what stands in the other columns."""
-    data = {name: value for name, value in (record.data or {}).items() if name not in ("kind", "cause")}
-    return " ".join([*([record.text] if record.text else []), *_pairs(data)])
-
-
-def _pairs(data: Mapping[str, object]) -> Iterator[str]:
-    for name, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _pairs(cast("Mapping[str, object]", value))
-        elif value not in (None, "", [], ()):
-            yield f"{name}={_shown(name, value)}"
-
-
-def _shown(name: str, value: object) -> str:
-    words = name.split("_")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    if "bytes" in words and isinstance(value, int):
-        return size(value)
-    return duration(value) if words[-1] == "seconds" else f"{value:.6g}" if isinstance(value, float) else str(value)
+    """The record's own words and who asked, then its data as `name=value`, without what stands in the other columns."""
+    data = record.data or {}
+    asker = data.get("asker")
+    words = [record.text, f"asked by {asker}" if asker else ""]
+    others = {name: value for name, value in data.items() if name not in ("kind", "cause", "asker")}
+    return " ".join(word for word in (*words, *(f"{name}={value}" for name, value in measures(others))) if word)
