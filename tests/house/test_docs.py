@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 
+import enclave
 from enclave.protocol.errors import ERROR_CODES
 from enclave.protocol.methods import METHODS
 from enclave_cli.errors import MEANINGS
@@ -40,6 +41,7 @@ EXPECTED = (
     "docs/operations.md",
     "docs/plugins.md",
     "docs/protocol.md",
+    "docs/python.md",
     "docs/scheduling.md",
     "docs/security.md",
 )
@@ -79,6 +81,12 @@ def missing(page: str, names: Mapping[str, object] | list[str] | tuple[str, ...]
 @pytest.mark.parametrize("page", EXPECTED)
 def test_the_page_is_there(page: str) -> None:
     assert text_of(page).startswith("# ")
+
+
+def test_every_method_of_the_client_is_in_its_page() -> None:
+    page = text_of("docs/python.md")
+    names = [name for name in vars(enclave.Client) if not name.startswith("_")]
+    assert [name for name in names if f"`{name}`" not in page and f".{name}(" not in page] == []
 
 
 def test_every_method_is_in_the_protocols_page() -> None:

@@ -18,7 +18,7 @@ from enclaved.plugin.installed import InstalledPlugin
 from enclaved.plugin.manager import load_plugins
 from enclaved.testing import check_backend
 from tests.house.imports import ROOT
-from tests.running import RunningDaemon, daemon_environment
+from tests.running import END_SECONDS, RunningDaemon, daemon_environment, wait_ended
 
 FILE = re.compile(r"^\*\*`([\w./]+)`\*\*\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -118,6 +118,57 @@ def test_the_readmes_python_runs(daemon: RunningDaemon, home: Path) -> None:
     assert "Usage(" in done.stdout
     assert "'tiny'" in done.stdout
     assert daemon.process.poll() is None
+
+
+STOP = "import enclave; client = enclave.Client(start=False); print(client.info().pid); client.shutdown()"
+
+
+@pytest.fixture(scope="module")
+def own_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a home whose daemon the examples start themselves, and one of them ends."""
+    home = tmp_path_factory.mktemp("home")
+    home.chmod(0o700)
+    environment = daemon_environment(home)
+    yield environment
+    done = subprocess.run([sys.executable, "-c", STOP], env=environment, capture_output=True, text=True, check=True)
+    assert wait_ended([int(done.stdout)], END_SECONDS) == []
+
+
+@pytest.mark.usefixtures("llama_cpp")
+@pytest.mark.parametrize(
+    ("number", "said"),
+    list(
+        enumerate(
+            [
+                r"length 24\nReceipt\(model='tiny', model_hash='file:[0-9a-f-]+', backend='llama_cpp'",
+                r"",
+                r"prompt: 0 of \d+",
+                r"the last is answered: True",
+                r"20 answers",
+                r"20 different answers",
+                r"model_not_found - .*(.|\n)*context_exceeded False \{",
+                r"lost: request \d+ \(generate of tiny\)\nand on: ok",
+                r"tiny \d+ (.|\n)*tiny ready \d+",
+                r"at first: (.|\n)* removed i\d+ unloading",
+                r"event RequestArrived because of None",
+                r"",
+            ]
+        )
+    ),
+)
+def test_a_python_example_runs(number: int, said: str, own_daemon: dict[str, str]) -> None:
+    examples = fenced("docs/python.md", "python")
+    assert len(examples) == 12
+    done = subprocess.run(
+        [sys.executable, "-c", examples[number]],
+        env=own_daemon,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(said, done.stdout), done.stdout
 
 
 @pytest.mark.parametrize(
