@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from enclave.protocol.bodies import GenerateParams
 from enclaved.plugin.engine import SampleRow, SequenceId, Token, Vocabulary
-from enclaved.worker.sampling import draw, sampling_of
+from enclaved.worker.sampling import draws, sampling_of
 from enclaved.worker.text.detokenise import Detokeniser
 from enclaved.worker.text.stops import StopScanner
 
@@ -36,7 +36,7 @@ class Generation:
         self._tokens_max = tokens_max
         self._ignore_eos = params.ignore_eos
         self._sampling = sampling_of(params)
-        self._seed = seed
+        self._draw = draws(seed, choice=0)
         self._vocabulary = vocabulary
         self._detokeniser = Detokeniser()
         self._scanner = StopScanner(params.stop)
@@ -56,7 +56,7 @@ class Generation:
 
     def row(self, sequence: SequenceId) -> SampleRow:
         """What the engine needs to choose the next token."""
-        return SampleRow(sequence, self._sampling, draw(self._seed, 0, len(self._tokens)))
+        return SampleRow(sequence, self._sampling, self._draw(len(self._tokens)))
 
     def book(self, token: Token) -> str:
         """Takes the token that was chosen; gives the text that can be shown now. Sets `finish_reason` at the end.

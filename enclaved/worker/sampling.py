@@ -6,6 +6,8 @@ the same, and a seed means the same in every backend.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from enclave.protocol.bodies import Sampling as AskedSampling
 from enclaved.plugin.engine import Sampling
 
@@ -23,13 +25,13 @@ def sampling_of(asked: AskedSampling) -> Sampling:
     )
 
 
-def draw(seed: int, choice: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits, the same for the same three integers.
+def draws(seed: int, choice: int) -> Callable[[int], float]:
+    """Gives for each position a number in [0, 1) with 53 random bits, the same for the same three integers.
 
     SplitMix64's finaliser (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014), chained.
     """
-    mixed = _mix(_mix(_mix(seed & _MASK) ^ (choice & _MASK)) ^ (position & _MASK))
-    return (mixed >> 11) / (1 << 53)
+    of_choice = _mix(_mix(seed & _MASK) ^ (choice & _MASK))
+    return lambda position: (_mix(of_choice ^ (position & _MASK)) >> 11) / (1 << 53)
 
 
 def _mix(value: int) -> int:

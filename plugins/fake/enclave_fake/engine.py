@@ -208,7 +208,11 @@ class FakeEngine(Engine):
             self._sampled += 1
             if self._sampled == self._knobs.crash_at_token:
                 self.kill()
-            tokens.append(choose(self._distribution(self._sequences[row.sequence]), row.sampling, row.draw))
+            sequence = self._sequences[row.sequence]
+            if row.sampling.temperature <= 0:
+                tokens.append(self._next_token(sequence))
+            else:
+                tokens.append(choose(self._distribution(sequence), row.sampling, row.draw))
         return tokens
 
     def length(self, sequence: SequenceId) -> int:
@@ -273,7 +277,7 @@ class FakeEngine(Engine):
                 raise EngineError(f"the run of sequence {run.sequence} has no tokens")
             if run.position != length:
                 raise EngineError(f"sequence {run.sequence} holds {length} tokens, its run begins at {run.position}")
-            if not all(0 <= token < VOCABULARY_SIZE for token in run.tokens):
+            if min(run.tokens) < 0 or max(run.tokens) >= VOCABULARY_SIZE:
                 raise EngineError(f"the run of sequence {run.sequence} has a token outside the vocabulary")
             if length + len(run.tokens) > self.capabilities.context:
                 raise NoRoomError(f"sequence {run.sequence} may hold {self.capabilities.context} tokens")

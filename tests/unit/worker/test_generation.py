@@ -10,7 +10,7 @@ from small_engine import END, SmallVocabulary
 from enclave.protocol.bodies import GenerateParams
 from enclaved.plugin.engine import SequenceId, Token
 from enclaved.worker.generation import Generation
-from enclaved.worker.sampling import draw
+from enclaved.worker.sampling import draws
 
 
 def _generation(
@@ -102,6 +102,6 @@ def test_tokens_left_are_those_that_were_not_evaluated() -> None:
 
 def test_each_token_is_drawn_at_its_own_position() -> None:
     generation = _generation(b"abc", seed=9)
-    assert generation.row(SequenceId(1)).draw == draw(9, 0, 3)
+    assert generation.row(SequenceId(1)).draw == draws(9, 0)(3)
     generation.book(Token(100))
-    assert generation.row(SequenceId(1)).draw == draw(9, 0, 4)
+    assert generation.row(SequenceId(1)).draw == draws(9, 0)(4)
