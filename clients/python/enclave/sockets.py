@@ -36,11 +36,13 @@ class LoopReader:
         """Whether the loop will look at the socket in its next turn anyway."""
         self._reading = False
         """Whether messages are being taken, until none is left."""
+        self._sent_meanwhile = False
         self._loop.add_reader(self._descriptor, self._readable)
         self.sent()  # for what came before
 
     def sent(self) -> None:
         """Something was sent: look whether something has come."""
+        self._sent_meanwhile = self._reading
         if not (self._waiting or self._reading or self._closed) and self._has_come():
             self._again()
 
@@ -63,7 +65,7 @@ class LoopReader:
             self._readable()
 
     def _readable(self) -> None:
-        self._reading = True
+        self._reading, self._sent_meanwhile = True, False
         try:
             for count in range(MESSAGES_A_TURN):
                 # The first look is the loop's own, and may have been at a change of another kind.
@@ -71,7 +73,8 @@ class LoopReader:
                     return
                 self._take()
         except zmq.Again:
-            return
+            if not (self._sent_meanwhile and self._has_come()):
+                return
         finally:
             self._reading = False
         self._again()

@@ -159,14 +159,14 @@ class Broker:
     # --- receiving ---
 
     def _take(self) -> None:
+        routing_id = self._socket.recv(zmq.NOBLOCK)
         self._will_flush = True
         try:
-            self._take_message()
+            self._take_from(routing_id)
         finally:
             self._flush()
 
-    def _take_message(self) -> None:
-        routing_id = self._socket.recv(zmq.NOBLOCK)
+    def _take_from(self, routing_id: bytes) -> None:
         connection = self._connections.get(routing_id)
         if connection is not None:
             self._received(connection, self._rest())
@@ -319,6 +319,7 @@ class Broker:
     # --- peers that are not to be spoken with ---
 
     def _hang_up(self, connection: Connection, why: str) -> None:
+        self._flush()  # the last word it gets
         for routing_id, known in self._connections.items():
             if known is connection:
                 self._turn_away(routing_id, connection.peer, why, str(connection.client))

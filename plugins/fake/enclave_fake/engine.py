@@ -208,11 +208,7 @@ class FakeEngine(Engine):
             self._sampled += 1
             if self._sampled == self._knobs.crash_at_token:
                 self.kill()
-            sequence = self._sequences[row.sequence]
-            if row.sampling.temperature <= 0:
-                tokens.append(self._next_token(sequence))
-            else:
-                tokens.append(choose(self._distribution(sequence), row.sampling, row.draw))
+            tokens.append(choose(self._distribution(self._sequences[row.sequence]), row.sampling, row.draw))
         return tokens
 
     def length(self, sequence: SequenceId) -> int:
