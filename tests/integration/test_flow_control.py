@@ -104,3 +104,16 @@ def test_credit_without_reading_gains_nothing(start_daemon: StartDaemon) -> None
         assert anonymous_bytes(daemon.process.pid) - before_bytes <= 1.2 * 250_000 + SLACK_BYTES
         text, _, _ = read_all(greedy, request_id, FEWER_TOKENS)
     assert text.encode() == expected(FEWER_TOKENS)
+
+
+def test_a_socket_with_zeromqs_own_mark_may_rest_longer_than_a_silent_client(start_daemon: StartDaemon) -> None:
+    """A socket at its mark no longer answers heartbeats: with all its credit used at once, it would count as gone."""
+    # Enough for more messages than the mark, and for fewer bytes than the system takes in by itself: pings get through.
+    daemon = start_daemon({"ENCLAVE_BROKER_SILENT_SECONDS_MAX": "5", "ENCLAVE_BROKER_UNREAD_BYTES_MAX": "300000"})
+    with daemon.client() as other, WireClient(daemon.endpoint, receive_mark=1000) as slow:
+        other.generate(MODEL, "x", max_tokens=1000, context=300_000).result()
+        slow.hello()
+        request_id = slow.generate(MODEL, max_tokens=FEWER_TOKENS, context=300_000, credit=65_536)
+        assert slow.is_kept(8)
+        text, _, _ = read_all(slow, request_id, FEWER_TOKENS)
+    assert text.encode() == expected(FEWER_TOKENS)

@@ -80,6 +80,10 @@ class WireClient:
         """Waits for the connection's end."""
         self._monitor.recv_multipart()
 
+    def is_kept(self, seconds: float) -> bool:
+        """Whether the connection holds for so long, while nothing is read."""
+        return self._monitor.poll(int(seconds * 1000)) == 0
+
 
 def wait_for_event(events: Iterator[EventChunk], found: Callable[[EventChunk], bool]) -> EventChunk:
     """The first event that is so."""

@@ -74,6 +74,13 @@ class Peer:
         async with asyncio.timeout(SECONDS):
             await self._monitor.recv_multipart()
 
+    async def round(self) -> None:
+        """To the broker and back; what the broker asks on the way is answered."""
+        await self.send(Ping())
+        while isinstance(message := await self.next(), Ping):
+            await self.send(Pong(data=message.data))
+        assert isinstance(message, Pong)
+
     async def call(self, name: str = "daemon.info") -> int:
         request_id = self.session.next_id()
         await self.send(Request(id=request_id, method=name))
@@ -147,8 +154,7 @@ async def _until(condition: Callable[[], bool], peer: Peer, session: Session | N
     peer.session = session or peer.session
     async with asyncio.timeout(SECONDS):
         while not condition():
-            await peer.send(Ping())
-            assert isinstance(await peer.next(), Pong)
+            await peer.round()
 
 
 async def test_a_call_is_answered(short: Path) -> None:

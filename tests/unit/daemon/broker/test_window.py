@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclaved.daemon.broker.window import FRAME_OVERHEAD_BYTES, PARTS, Window
+from enclaved.daemon.broker.window import FRAME_OVERHEAD_BYTES, MESSAGES_MAX, PARTS, Window
 
 BUDGET = 8000
 
@@ -25,6 +25,24 @@ def test_a_window_closes_at_its_budget_and_opens_when_what_was_sent_is_read() ->
     assert window.answered(b"1")
     assert window.is_open
     assert window.unread_bytes == 0
+
+
+def test_many_small_messages_close_it_before_the_mark_at_which_a_socket_stops_reading() -> None:
+    assert MESSAGES_MAX < 1000, "ZeroMQ's own mark"
+    window = Window(1_000_000)
+    pings = 0
+    for _ in range(MESSAGES_MAX - 1):
+        window.sent([b""])
+        if window.ping_due:
+            window.asked(b"%d" % pings)
+            pings += 1
+        assert window.is_open
+    window.sent([b""])
+    assert not window.is_open
+    assert pings == PARTS - 1
+    assert window.answered(b"0")
+    assert window.is_open
+    assert window.unread_messages == MESSAGES_MAX - MESSAGES_MAX // PARTS
 
 
 def test_it_is_time_to_ask_when_a_part_of_the_budget_was_sent_and_not_before() -> None:
