@@ -18,6 +18,7 @@ class RefusalError(Exception):
         hint: str | None = None,
         numbers: Mapping[str, Number] | None = None,
         retry_after: float | None = None,
+        field: str | None = None,
         detail: str = "",
     ) -> None:
         super().__init__(message)
@@ -27,5 +28,7 @@ class RefusalError(Exception):
         """None: the hint of the code's row."""
         self.numbers = dict(numbers or {})
         self.retry_after = retry_after
+        self.field = field
+        """Of the request, when that is what is wrong."""
         self.detail = detail
         """Text that came from a model, a prompt or a worker; it travels in the error's body only."""

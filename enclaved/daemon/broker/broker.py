@@ -27,15 +27,15 @@ from enclave.protocol.messages import (
     Pong,
     Request,
     Welcome,
+    read_raw,
 )
 from enclave.protocol.methods import check_request
 from enclave.sockets import LoopReader
 from enclaved.core.ids import ClientId
-from enclaved.daemon.broker.call import Call
-from enclaved.daemon.broker.client import Client
+from enclaved.daemon.broker.call import Call, cancelled
+from enclaved.daemon.broker.client import Client, printable
 from enclaved.daemon.broker.connection import Connection
 from enclaved.daemon.broker.peer import Peer, peer_of
-from enclaved.daemon.broker.routing_ids import RoutingIds
 from enclaved.daemon.broker.settings import BrokerSettings
 from enclaved.daemon.refusal import RefusalError
 
@@ -50,8 +50,12 @@ LINGER_MS = 1000
 REFUSED_MAX = 16
 """Sessions that one connection may spoil. A program that is being written spoils a few; who goes on for ever only
 costs."""
-HUNG_UP_KEPT = 1024
-"""Connections that were hung up on and whose last messages may still come."""
+CROSSED_MAX = 1024
+"""Messages of a session that may come after its end: what was under way when it ended."""
+FRAMES_HUNG_UP_ON = 10_000
+"""In one message: it holds up all others while it is read, and nobody sends it by mistake."""
+GONE_KEPT = 1024
+"""Connections that have ended and whose last messages may still come."""
 LOG_SECONDS = 60.0
 """How often it is logged, at most, that peers break the rules: they may do so a hundred thousand times a minute."""
 FEATURES: frozenset[str] = frozenset()
@@ -81,7 +85,7 @@ class Broker:
         self._version = version
         self._settings = settings or BrokerSettings()
         self._connections: dict[bytes, Connection] = {}
-        self._hung_up: OrderedDict[bytes, None] = OrderedDict()
+        self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._clients_met = 0
         self._pid = 0
         self._uid: int | None = None
@@ -89,7 +93,6 @@ class Broker:
         """Since it was logged last."""
         self._logged_at: float | None = None
         self._loop = asyncio.get_running_loop()
-        self._context = context
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # Nothing may be dropped at a mark: what a client may leave unread is bounded in bytes, by its connection.
@@ -106,7 +109,8 @@ class Broker:
         self._unsent: dict[bytes, list[list[bytes]]] = {}
         """Messages by routing id, until this turn of the loop ends."""
         self._will_flush = False
-        self._routing_ids: RoutingIds
+        self._frames_max = 2 + self._settings.attachments_max
+        """Of a message that may be one: a header, a body and attachments."""
         self._monitor: zmq.Socket[bytes]
 
     def bind(self, endpoint: str, *, pid: int, uid: int | None) -> None:
@@ -117,22 +121,9 @@ class Broker:
             with suppress(zmq.ZMQError):
                 self._socket.setsockopt(zmq.IPC_FILTER_UID, uid)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._routing_ids = RoutingIds(self._first_routing_id())
         self._socket.bind(endpoint)
         self._reader = LoopReader(self._socket, self._take)
         self._readers = [self._reader, LoopReader(self._monitor, self._take_news)]
-
-    def _first_routing_id(self) -> bytes:
-        """The id that libzmq gives out first, to a socket of our own, before anybody else can connect."""
-        address = f"inproc://{id(self)}"
-        self._socket.bind(address)
-        with self._context.socket(zmq.DEALER) as own:
-            own.setsockopt(zmq.LINGER, 0)
-            own.connect(address)
-            own.send(b"")
-            routing_id, _ = self._socket.recv_multipart()
-        self._socket.unbind(address)
-        return routing_id
 
     @property
     def sessions(self) -> int:
@@ -168,24 +159,28 @@ class Broker:
 
     def _take_from(self, routing_id: bytes) -> None:
         connection = self._connections.get(routing_id)
-        if connection is not None:
-            self._received(connection, self._rest())
-        elif routing_id in self._hung_up:
-            self._rest()
+        if connection is None:
+            first = self._socket.recv(copy=False)
+            frames = [first.bytes]
+            count = self._take_rest(frames)
+            if routing_id in self._gone or (connection := self._meet(routing_id, peer_of(first))) is None:
+                return
         else:
-            last = self._socket.recv(copy=False)
-            frames = [last.bytes]
-            while last.more:
-                last = self._socket.recv(copy=False)
-                frames.append(last.bytes)
-            if (met := self._meet(routing_id, peer_of(last))) is not None:
-                self._received(met, frames)
+            frames: list[bytes] = []
+            count = self._take_rest(frames)
+        self._received(connection, frames)
+        if count > FRAMES_HUNG_UP_ON:
+            self._hang_up(connection, f"its message has {count} frames")
 
-    def _rest(self) -> list[bytes]:
-        frames: list[bytes] = []
+    def _take_rest(self, frames: list[bytes]) -> int:
+        """Adds what is left of a message, of one with too many frames only so many that it shows; gives how many came."""
+        count = 0
         while self._socket.getsockopt(zmq.RCVMORE):
-            frames.append(self._socket.recv())
-        return frames
+            frame = self._socket.recv()
+            count += 1
+            if len(frames) <= self._frames_max:
+                frames.append(frame)
+        return count
 
     def _take_news(self) -> None:
         """A disconnect names a descriptor, which may be in use again: take it as a hint, and prove it by sending."""
@@ -203,18 +198,19 @@ class Broker:
 
     def _meet(self, routing_id: bytes, peer: Peer) -> Connection | None:
         """A connection for a peer's first message; None when it is not to be spoken with."""
-        if not self._routing_ids.gave(routing_id):
-            self._turn_away(routing_id, peer, "its routing id is of its own choice")
+        if not _is_automatic(routing_id):
+            self._turn_away(peer, "its routing id is of its own choice")
             return None
         if self._uid is not None and peer.uid is not None and peer.uid != self._uid:
-            self._turn_away(routing_id, peer, f"it is of user {peer.uid}")
+            self._turn_away(peer, f"it is of user {peer.uid}")
             return None
-        connection = Connection(
+        connection: Connection = Connection(
             peer,
             self._next_client_id(),
             self._settings.limits,
             lambda frames: self._send(routing_id, frames),
             lambda: secrets.token_bytes(8),
+            lambda call: self._loop.call_soon(self._begin, connection, call),
         )
         self._connections[routing_id] = connection
         return connection
@@ -228,7 +224,7 @@ class Broker:
             for message in connection.session.receive(frames):
                 self._obey(connection, message)
         except RemoteProtocolError as error:
-            self._refuse(connection, error)
+            self._refuse(connection, frames, error)
         except Exception:  # a defect of ours that one client's message shows must not end the others
             logger.exception("a message of %s could not be handled", connection.client)
             connection.begin(self._next_client_id())
@@ -266,7 +262,7 @@ class Broker:
                 retry_after=BUSY_SECONDS,
             )
         known = connection.client
-        connection.client = Client(known.id, hello.client, known.pid, known.program, hello.priority)
+        connection.client = Client(known.id, printable(hello.client), known.pid, known.program, hello.priority)
         version = connection.session.version
         assert version is not None, "the session let a hello through whose version is not spoken"
         connection.say(
@@ -282,13 +278,20 @@ class Broker:
 
     def _call(self, connection: Connection, request: Request) -> None:
         method = check_request(request)
-        connection.admit(request)
         if request.supersedes is not None:
             for older in list(connection.calls.values()):
                 if older.request.supersedes == request.supersedes:
                     older.cancel()
+        connection.admit(request)
         call = Call(request, method, connection.client, connection)
-        connection.calls[request.id] = call
+        if connection.take_on(call):
+            self._begin(connection, call)
+
+    def _begin(self, connection: Connection, call: Call) -> None:
+        """Has the call answered."""
+        if call.wants_cancel:
+            call.error(cancelled())
+            return
         try:
             work = self._handle(call)
         except Exception:
@@ -297,6 +300,7 @@ class Broker:
         else:
             if work is not None:
                 self._tasks.create_task(self._finish(call, work))
+        connection.start_deferred()
 
     async def _finish(self, call: Call, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -305,16 +309,25 @@ class Broker:
             logger.exception("%s could not be answered", call.request.method)
             call.error(_own_defect())
 
-    def _refuse(self, connection: Connection, error: RemoteProtocolError) -> None:
+    def _refuse(self, connection: Connection, frames: list[bytes], error: RemoteProtocolError) -> None:
+        if connection.is_over and _is_of_a_session(frames):
+            # It was under way when the session ended, and has been answered by that.
+            connection.crossed += 1
+            if connection.crossed > CROSSED_MAX:
+                self._hang_up(connection, "it goes on after its session has ended")
+            else:
+                connection.begin(self._next_client_id(), is_over=True)
+            return
         connection.refuse(error)
         if not error.fatal:
             return
-        self._log_misbehaviour(f"a session of {connection.client} ended: {error.code}")
-        connection.refused += 1
+        if error.code != "busy":
+            self._log_misbehaviour(f"a session of {connection.client} ended: {error.code}")
+            connection.refused += 1
         if connection.refused >= REFUSED_MAX:
             self._hang_up(connection, f"{REFUSED_MAX} of its sessions broke the rules")
         else:
-            connection.begin(self._next_client_id())
+            connection.begin(self._next_client_id(), is_over=True)
 
     # --- peers that are not to be spoken with ---
 
@@ -322,15 +335,12 @@ class Broker:
         self._flush()  # the last word it gets
         for routing_id, known in self._connections.items():
             if known is connection:
-                self._turn_away(routing_id, connection.peer, why, str(connection.client))
+                self._turn_away(connection.peer, why, str(connection.client))
                 self._forget(routing_id)
                 return
 
-    def _turn_away(self, routing_id: bytes, peer: Peer, why: str, who: str | None = None) -> None:
+    def _turn_away(self, peer: Peer, why: str, who: str | None = None) -> None:
         """Ends a connection. What still comes of it is dropped, also where the system cannot end it."""
-        self._hung_up[routing_id] = None
-        while len(self._hung_up) > HUNG_UP_KEPT:
-            self._hung_up.popitem(last=False)
         self._log_misbehaviour(f"hangs up on {who or f'pid {peer.pid}'}: {why}")
         peer.hang_up()
 
@@ -374,7 +384,23 @@ class Broker:
     def _forget(self, routing_id: bytes) -> None:
         connection = self._connections.pop(routing_id, None)
         if connection is not None:
+            self._gone[routing_id] = None
+            while len(self._gone) > GONE_KEPT:
+                self._gone.popitem(last=False)
             connection.leave()
+
+
+def _is_automatic(routing_id: bytes) -> bool:
+    """Whether the id has the form of those that ZeroMQ gives out itself: a zero byte and a counter of 32 bits."""
+    return len(routing_id) == 5 and routing_id[0] == 0
+
+
+def _is_of_a_session(frames: list[bytes]) -> bool:
+    """Whether these are a message, and none that begins a session."""
+    try:
+        return read_raw(frames).type != Hello.TYPE
+    except RemoteProtocolError:
+        return False
 
 
 def _own_defect() -> RefusalError:

@@ -49,7 +49,7 @@ class Outlet(Protocol):
     paused: set[Call]
     """Those whose makers were asked to stop for now."""
 
-    def owe(self, size_bytes: int) -> None:
+    def owe(self, call: Call, size_bytes: int) -> None:
         """Counts what begins to wait, or no longer does."""
         ...
 
@@ -136,7 +136,7 @@ class Call:
             self._joiner.passed(count)
             return
         self._joiner.put(body, count)
-        outlet.owe(len(body))
+        outlet.owe(self, len(body))
         if self in outlet.paused:
             self._paused_bytes += len(body)
         elif outlet.is_full:
@@ -146,7 +146,7 @@ class Call:
 
     def drop_waiting(self) -> None:
         """Forgets the chunks that wait."""
-        self._outlet.owe(-self._joiner.waiting_bytes)
+        self._outlet.owe(self, -self._joiner.waiting_bytes)
         self._joiner.drop()
 
     def result(self, message: Result) -> None:
@@ -162,6 +162,7 @@ class Call:
                 _cut(refusal.message, MESSAGE_BYTES_MAX),
                 hint=None if refusal.hint is None else _cut(refusal.hint, HINT_BYTES_MAX),
                 retry_after=refusal.retry_after,
+                field=refusal.field,
                 numbers=refusal.numbers,
                 detail=_cut(refusal.detail, DETAIL_BYTES_MAX),
             )
@@ -192,12 +193,12 @@ class Call:
                     before = self._joiner.waiting_bytes
                     chunk = self._joiner.take()
                     assert chunk is not None
-                    outlet.owe(self._joiner.waiting_bytes - before)
+                    outlet.owe(self, self._joiner.waiting_bytes - before)
                     outlet.answer(self, chunk)
                     sent = True
             elif self._last is not None and not self._ended:
                 self._ended = True
-                outlet.owe(-_size(self._last))
+                outlet.owe(self, -_size(self._last))
                 outlet.answer(self, self._last)
                 sent = True
         self.resume_if_relieved()
@@ -213,8 +214,13 @@ class Call:
     def _finish(self, message: Result | Error) -> None:
         if not self.has_ended:
             self._last = message
-            self._outlet.owe(_size(message))
+            self._outlet.owe(self, _size(message))
             self.pump()
+
+
+def cancelled() -> RefusalError:
+    """What a call ends with that was cancelled before anybody worked on it."""
+    return RefusalError("cancelled", "The request was cancelled before anybody worked on it.")
 
 
 def _size(message: Result | Error) -> int:

@@ -8,13 +8,18 @@ from enclave.protocol.messages import Priority
 from enclaved.core.ids import ClientId
 
 
+def printable(text: str) -> str:
+    """The text on one line and without control characters, for logs and terminals."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 @dataclass(frozen=True)
 class Client:
     """A session's other end."""
 
     id: ClientId
     name: str = ""
-    """As it called itself."""
+    """As it called itself; printable."""
     pid: int | None = None
     """As the system vouches for it, where it does; so with the program."""
     program: str | None = None

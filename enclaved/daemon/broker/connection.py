@@ -8,6 +8,7 @@ more is sent and whoever makes chunks is asked to pause; a client that goes on a
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 
 from enclave.protocol.errors import BUSY_SECONDS, LocalProtocolError, RemoteProtocolError
@@ -26,7 +27,7 @@ from enclave.protocol.messages import (
 )
 from enclave.protocol.session import Role, Session, State
 from enclaved.core.ids import ClientId
-from enclaved.daemon.broker.call import Call
+from enclaved.daemon.broker.call import Call, cancelled
 from enclaved.daemon.broker.client import Client
 from enclaved.daemon.broker.peer import Peer
 from enclaved.daemon.broker.window import Window
@@ -44,30 +45,39 @@ class Connection:
         limits: Limits,
         post: Callable[[list[bytes]], None],
         nonce: Callable[[], bytes],
+        start: Callable[[Call], object],
     ) -> None:
-        """`post` sends frames; when the peer turns out to be gone it calls `leave`. `nonce` makes data for pings."""
+        """`post` sends frames; when the peer turns out to be gone it calls `leave`. `nonce` makes data for pings.
+        `start` has a call answered that could not be when it came."""
         self.peer = peer
         self.refused = 0
         """Sessions of it that ended because it broke the rules."""
+        self.crossed = 0
+        """Messages since then that were of the session that had ended."""
         self.calls: dict[int, Call] = {}
         self.paused: set[Call] = set()
         self._limits = limits
         self._post = post
         self._nonce = nonce
+        self._start = start
         self._window = Window(limits.unread_bytes)
         self._waiting_bytes = 0
         """Of chunks and ends that cannot be sent yet."""
         self._queued_bytes: dict[int, int] = {}
         """Of the requests that nobody works on yet, by id."""
+        self._deferred: deque[Call] = deque()
+        """Calls that nobody answers before the client has read more."""
         self._gone = False
         self.begin(client_id)
 
     def __repr__(self) -> str:
         return f"<Connection of {self.client}, {self.session!r}, {self._waiting_bytes} bytes wait, {self._window!r}>"
 
-    def begin(self, client_id: ClientId) -> None:
-        """A new session; of the one before, everything that is open is cancelled."""
+    def begin(self, client_id: ClientId, *, is_over: bool = False) -> None:
+        """A new session; of the one before, everything that is open is cancelled. `is_over`: it ended by an error, and
+        the client may not know it yet."""
         self.cancel_all()
+        self._was_refused = is_over
         self.client = Client(client_id, pid=self.peer.pid, program=self.peer.program)
         self.session = Session(Role.DAEMON, self._limits)
 
@@ -75,6 +85,11 @@ class Connection:
     def is_open(self) -> bool:
         """Whether hello and welcome have been said."""
         return self.session.state is State.OPEN
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a session ended by an error and the client has not said hello since."""
+        return self._was_refused and self.session.hello is None
 
     @property
     def is_burst(self) -> bool:
@@ -99,8 +114,28 @@ class Connection:
         """The client says what it has read."""
         if self._window.answered(pong.data):
             self.pump()
+            self.start_deferred()
 
     # --- calls ---
+
+    def take_on(self, call: Call) -> bool:
+        """Counts a call as open; False when it is to be answered later, since so much waits for its client already."""
+        self.calls[call.request.id] = call
+        if not self.is_full:
+            return True
+        self._deferred.append(call)
+        call.on_cancel = lambda: self._drop_deferred(call)
+        return False
+
+    def start_deferred(self) -> None:
+        """Has the next call answered whose turn is now. Its answer counts before the next one's turn comes."""
+        if self._deferred and not self.is_full:
+            self._start(self._deferred.popleft())
+
+    def _drop_deferred(self, call: Call) -> None:
+        if call in self._deferred:
+            self._deferred.remove(call)
+            call.error(cancelled())
 
     def admit(self, request: Request) -> None:
         """Counts a request that arrived. Raises RemoteProtocolError (`busy`) when too much waits already."""
@@ -183,8 +218,14 @@ class Connection:
         self._forget(call)
         call.cancel()
 
-    def owe(self, size_bytes: int) -> None:
-        self._waiting_bytes = max(0, self._waiting_bytes + size_bytes)
+    def owe(self, call: Call, size_bytes: int) -> None:
+        if self.calls.get(call.request.id) is call:
+            self._owe(size_bytes)
+
+    def _owe(self, size_bytes: int) -> None:
+        self._waiting_bytes += size_bytes
+        if size_bytes < 0:
+            self.start_deferred()
         if self.paused and self.is_relieved:
             for call in list(self.paused):
                 call.resume_if_relieved()
@@ -200,7 +241,8 @@ class Connection:
     # --- inside ---
 
     def _forget(self, call: Call) -> None:
-        self.calls.pop(call.request.id, None)
+        if self.calls.pop(call.request.id, None) is not None:
+            self._owe(-call.waiting_bytes)
         self._queued_bytes.pop(call.request.id, None)
 
     def _write(self, frames: list[bytes]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def peer_of(frame: zmq.Frame) -> Peer:
         pid=pid,
         program=None if pid is None else _program(pid),
         descriptor=descriptor,
-        inode=None if descriptor is None else _socket_inode(descriptor),
+        inode=None if descriptor is None else _inode_of_process(descriptor, pid),
     )
 
 
@@ -83,6 +84,36 @@ def _descriptor(frame: zmq.Frame) -> int | None:
     with suppress(zmq.ZMQError, ValueError):
         return int(frame.get(zmq.SRCFD))
     return None
+
+
+def _inode_of_process(descriptor: int, pid: int | None) -> int | None:
+    """The inode of the connection to this process; None when the number has become another's before it is looked at."""
+    try:
+        # The copy stays what it is while it is looked at, whatever libzmq's thread does with the original.
+        copy = os.dup(descriptor)
+    except OSError:
+        return None
+    inode = _socket_inode(copy)
+    if inode is None:
+        os.close(copy)
+        return None
+    with socket.socket(fileno=copy) as connection:
+        return inode if pid is None or _pid_of(connection) in (pid, None) else None
+
+
+def _pid_of(connection: socket.socket) -> int | None:
+    """Of the process at the other end; None where the system does not say."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    try:
+        pid, _, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    except OSError:
+        return None
+    return pid
+
+
+_CREDENTIALS = struct.Struct("3i")
+"""unix(7): pid, uid and gid."""
 
 
 def _socket_inode(descriptor: int) -> int | None:

@@ -53,7 +53,9 @@ class Window:
     @property
     def is_open(self) -> bool:
         """Whether more may be sent. What does not ask goes out all the same, and counts as forced."""
-        return self._bytes - self._bytes_read < self.budget_bytes and self._messages - self._messages_read < MESSAGES_MAX
+        return (
+            self._bytes - self._bytes_read < self.budget_bytes and self._messages - self._messages_read < MESSAGES_MAX
+        )
 
     @property
     def is_burst(self) -> bool:

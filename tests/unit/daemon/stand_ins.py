@@ -160,11 +160,18 @@ class Conversation:
         self.gone = False
         self.deaf = False
         """Whether the client reads nothing for now."""
+        self.started: list[Call] = []
+        """Calls that were put off and are to be answered now."""
         self._unread: list[list[bytes]] = []
         self._reading = False
         self.client = Session(Role.CLIENT)
         self.connection = Connection(
-            Peer(), ClientId(client_id), limits, self._post, lambda: next(numbers).to_bytes(8, "big")
+            Peer(),
+            ClientId(client_id),
+            limits,
+            self._post,
+            lambda: next(numbers).to_bytes(8, "big"),
+            self.started.append,
         )
         self._to_daemon(Hello(version=1, client="test"))
         frames = self.connection.session.send(Welcome(version=1, token=b"t" * 16, server="1", pid=1, limits=limits))

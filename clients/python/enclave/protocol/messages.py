@@ -408,7 +408,7 @@ def _check_rest(message: Message, rest: Sequence[bytes], limits: Limits) -> None
         return  # most are so
     body, *attachments = rest
     _check_size("the body", len(body), limits.body_bytes, "body")
-    _check_size("the number of attachments", len(attachments), limits.attachments, "attachments")
+    _check_size("the number of attachments", max(len(announced), len(attachments)), limits.attachments, "attachments")
     if [info.size_bytes for info in announced] != [len(frame) for frame in attachments]:
         raise RemoteProtocolError("attachments: the frames are not those that the header lists", field="attachments")
     for frame in attachments:
@@ -495,6 +495,7 @@ def failure(
     *,
     hint: str | None = None,
     retry_after: float | None = None,
+    field: str | None = None,
     numbers: dict[str, Number] | None = None,
     detail: str = "",
 ) -> Error:
@@ -507,6 +508,7 @@ def failure(
         hint=row.hint if hint is None else hint,
         retryable=row.retryable,
         retry_after=retry_after,
+        field=None if field is None else field[:NAME_LENGTH_MAX],
         numbers=numbers or {},
         body=detail.encode("utf-8", "replace"),
     )

@@ -47,7 +47,7 @@ _SMALL_MAP_PAIRS = 0x0F
 
 
 HEADER_LIMITS = PackLimits(
-    frame_bytes=16 * 1024, text_bytes=8 * 1024, binary_bytes=1024, array_items=256, map_items=256, depth=8
+    frame_bytes=16 * 1024, text_bytes=8 * 1024, binary_bytes=1024, array_items=1024, map_items=256, depth=8
 )
 """A header is fields and figures; the longest honest text in it is a path (4,096 bytes on Linux)."""
 

@@ -16,11 +16,25 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from enclave.protocol.messages import Bye, Cancel, Error, Hello, Message, Ping, Pong, Request, Result, Welcome
+from enclave.protocol.messages import (
+    Bye,
+    Cancel,
+    Credit,
+    Error,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Request,
+    RequestId,
+    Result,
+    Welcome,
+)
 from enclave.protocol.messages import Chunk as ChunkMessage
 from enclave.protocol.session import Role, Session
 from enclaved.daemon.broker import Broker, BrokerSettings, Call
-from enclaved.daemon.broker.broker import REFUSED_MAX
+from enclaved.daemon.broker.broker import CROSSED_MAX, FRAMES_HUNG_UP_ON, REFUSED_MAX
+from enclaved.daemon.broker.call import cancelled
 from enclaved.daemon.refusal import RefusalError
 
 pytestmark = pytest.mark.asyncio
@@ -208,13 +222,24 @@ async def test_garbage_ends_its_own_session_and_leaves_nothing_behind(short: Pat
 @pytest.mark.parametrize("routing_id", [b"admin", b"x", b"\x01abcd", b"y" * 255])
 async def test_a_peer_that_chose_its_own_routing_id_is_hung_up_on(short: Path, routing_id: bytes) -> None:
     async with _served(short) as served:
-        good, bad = served.peer(), served.peer(routing_id)
+        good = served.peer()
         await good.hello()
-        await bad.send(Hello(version=1, client="x"))
-        await bad.hung_up_on()
+        for _ in range(2):
+            bad = served.peer(routing_id)
+            await bad.send(Hello(version=1, client="x"))
+            await bad.hung_up_on()
+            bad.close()
         await good.call()
         await served.next_call()
         assert served.connections == 1
+
+
+@pytest.mark.parametrize("routing_id", [b"\0\0\0\0\0", b"\0abcd", b"\0\xff\xff\xff\xff"])
+async def test_nothing_tells_where_zeromqs_own_ids_are(short: Path, routing_id: bytes) -> None:
+    """An id of that form is taken for one that was given out, whichever it is: who could tell them apart could guess
+    the next one, and a connection with an id that is taken ends libzmq's process."""
+    async with _served(short) as served:
+        await served.peer(routing_id).hello()
 
 
 async def test_a_peer_of_another_user_is_hung_up_on(short: Path) -> None:
@@ -284,6 +309,120 @@ async def test_who_spoils_session_after_session_is_hung_up_on(short: Path) -> No
         await served.next_call()
 
 
+async def test_what_was_under_way_when_a_session_ended_is_not_held_against_the_next(short: Path) -> None:
+    async with _served(short) as served:
+        peer = served.peer()
+        await peer.hello()
+        await peer.send_raw(b"\xc1")
+        for _ in range(REFUSED_MAX * 2):
+            await peer.call()
+        old, peer.session = peer.session, Session(Role.CLIENT)
+        await peer.send(Hello(version=1, client="again"))
+        async with asyncio.timeout(SECONDS):
+            (error,) = old.receive(await peer.socket.recv_multipart())
+        assert isinstance(error, Error)
+        assert (error.id, error.code) == (None, "bad_message")
+        assert isinstance(await peer.next(), Welcome)
+        await peer.call()
+        assert (await served.next_call()).client.name == "again"
+
+
+async def test_a_second_wrong_hello_is_answered_like_the_first(short: Path) -> None:
+    async with _served(short) as served:
+        peer = served.peer()
+        for _ in range(3):
+            peer.session = Session(Role.CLIENT)
+            await peer.send(Hello(version=99, client="x"))
+            error = await peer.next()
+            assert isinstance(error, Error)
+            assert error.code == "version_mismatch"
+
+
+async def test_who_goes_on_and_on_after_its_session_has_ended_is_hung_up_on(short: Path) -> None:
+    async with _served(short) as served:
+        good, bad = served.peer(), served.peer()
+        await good.hello()
+        await bad.hello()
+        request_id = await bad.call()
+        await bad.send_raw(b"\xc1")
+        for _ in range(CROSSED_MAX + 1):
+            await bad.send(Credit(id=RequestId(request_id), chunks=1))
+        await bad.hung_up_on()
+        await good.call()
+        await served.next_call()
+
+
+async def test_a_message_of_very_many_frames_is_one_too_many(short: Path) -> None:
+    async with _served(short) as served:
+        good, bad = served.peer(), served.peer()
+        await good.hello()
+        await bad.hello()
+        await bad.send_raw(*[b""] * (FRAMES_HUNG_UP_ON + 1))
+        await bad.hung_up_on()
+        await good.call()
+        await served.next_call()
+
+
+async def test_a_name_is_printable_and_on_one_line(short: Path) -> None:
+    async with _served(short) as served:
+        peer = served.peer()
+        await peer.send(Hello(version=1, client="editor\n2026 ERROR \x1b[31m"))
+        await peer.next()
+        await peer.call()
+        assert (await served.next_call()).client.name == "editor\ufffd2026 ERROR \ufffd[31m"
+
+
+async def test_a_superseded_request_makes_room_for_the_newer(short: Path) -> None:
+    async with _served(short, BrokerSettings(queued_bytes_max=2048)) as served:
+        peer = served.peer()
+        await peer.hello()
+        for number in range(3):
+            request = Request(id=peer.session.next_id(), method="generate", supersedes="doc", body=bytes(2000))
+            await peer.send(request)
+            call = await served.next_call()
+            call.on_cancel = lambda call=call: call.error(cancelled())
+            if number:
+                error = await peer.next()
+                assert isinstance(error, Error)
+                assert (error.id, error.code) == (number, "cancelled")
+
+
+async def test_what_a_client_asks_that_reads_nothing_is_answered_when_it_reads(short: Path) -> None:
+    async with _served(short, BrokerSettings(unread_bytes_max=64 * 1024)) as served:
+        other, peer = served.peer(), served.peer()
+        await other.hello()
+        await peer.hello()
+        answered: list[int] = []
+
+        def answer(call: Call) -> None:
+            if call.request.method == "daemon.info":
+                answered.append(call.request.id)
+                call.result(Result(id=call.request.id, body=bytes(10_000)))
+            else:
+                served.calls.put_nowait(call)
+
+        served.handle = answer
+        for _ in range(100):
+            await peer.call()
+        await peer.call("daemon.health")  # to see that all before it have come: they are put off, and so is this
+        await peer.send(Cancel(id=peer.session.next_id() - 1))
+        await other.round()
+        before = len(answered)
+        results = 0
+        while results < 100:
+            message = await peer.next()
+            if isinstance(message, Ping):
+                await peer.send(Pong(data=message.data))
+            elif isinstance(message, Result):
+                results += 1
+            else:
+                assert isinstance(message, Error)
+                assert (message.id, message.code) == (101, "cancelled")
+        assert 6 <= before <= 10
+        assert answered == list(range(1, 101))
+        assert served.calls.empty()
+
+
 async def test_who_asks_and_asks_and_reads_nothing_is_hung_up_on(short: Path) -> None:
     async with _served(short, BrokerSettings(unread_bytes_max=64 * 1024)) as served:
         good, bad = served.peer(), served.peer()
@@ -318,6 +457,10 @@ async def test_more_sessions_than_may_be_are_told_to_come_back(short: Path) -> N
         assert isinstance(error, Error)
         assert (error.code, error.id, error.retryable) == ("busy", None, True)
         assert error.retry_after
+        for _ in range(REFUSED_MAX):  # asking again is no misbehaviour
+            second.session = Session(Role.CLIENT)
+            await second.send(Hello(version=1, client="test"))
+            assert isinstance(await second.next(), Error)
         await first.send(Bye())
         await _until(lambda: served.broker.sessions == 0, first, Session(Role.CLIENT))
         second.session = Session(Role.CLIENT)

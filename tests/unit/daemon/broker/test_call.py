@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from stand_ins import Conversation
 
 from enclave.protocol.messages import Chunk, Credit, Error, Limits, Progress, Result, Stage
+from enclaved.core.ids import ClientId
 from enclaved.daemon.broker.call import Call
 from enclaved.daemon.refusal import RefusalError
 
@@ -291,3 +292,41 @@ def test_a_body_is_given_once_and_kept_no_longer() -> None:
     call.request = type(call.request)(id=call.request.id, method="generate", body=b"prompt")
     assert call.take_body() == b"prompt"
     assert call.take_body() == b""
+
+
+def test_what_an_earlier_session_still_answers_does_not_count_against_the_next() -> None:
+    conversation = Conversation(credit=100, limits=SMALL)
+    connection, call = conversation.connection, conversation.call
+    conversation.deaf = True
+    call.chunk(bytes(BUDGET), 1)  # the window is closed
+    connection.begin(ClientId("c2"))
+    call.result(_result(call, BUDGET))
+    assert " 0 bytes wait" in repr(connection)
+
+
+def test_an_answer_that_is_broken_off_leaves_nothing_that_counts() -> None:
+    conversation = Conversation(credit=0)
+    call = conversation.call
+    call.chunk(bytes(1000), 1)
+    call.result(Result(id=call.request.id, body=bytes(100), attachments=(), frames=(b"not announced",)))
+    conversation.grant(Credit(id=call.request.id, chunks=5))
+    (error,) = conversation.of(Error)
+    assert error.code == "internal"
+    assert " 0 bytes wait" in repr(conversation.connection)
+
+
+def test_a_call_that_came_while_too_much_waits_is_answered_later_and_one_at_a_time() -> None:
+    conversation = Conversation(credit=100, limits=SMALL)
+    connection = conversation.connection
+    conversation.deaf = True
+    conversation.call.chunk(bytes(BUDGET), 1)
+    late = [conversation.another() for _ in range(3)]
+    assert [connection.take_on(call) for call in late] == [False] * 3
+    late[1].cancel()
+    assert conversation.started == []
+    conversation.listen()
+    assert conversation.started == [late[0]]
+    connection.start_deferred()
+    assert conversation.started == [late[0], late[2]]
+    (error,) = conversation.of(Error)
+    assert (error.id, error.code) == (late[1].request.id, "cancelled")
