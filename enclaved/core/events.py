@@ -1,7 +1,7 @@
 """What can happen, and what the core can ask for: the vocabulary of the closed circle.
 
 Every action ends in an event: a `Load` in `InstanceReady` or `InstanceGone`, a `Launch`ed worker's death in
-`InstanceGone`, an `Unload` in `InstanceGone`, a `Dispatch` in `LeaseReturned`. `Resume`, `Reject`, `Tell` and
+`InstanceGone`, an `Unload` in `InstanceGone`, a `Dispatch` in `LeaseReturned`. `Pause`, `Resume`, `Reject`, `Tell` and
 `SetThreads` are told once and need no answer. `cause` is the id of whatever led here, so that one id leads from the
 cause to everything that followed.
 """
@@ -70,8 +70,8 @@ class RequestCancelled:
 
 @dataclass(frozen=True)
 class LeasePaused:
-    """Nothing is made for a dispatched request for now: its client does not read what was made. It keeps its lease, and
-    gives up its sequence."""
+    """The client of a dispatched request does not read what was made. The request keeps its lease, and gives up its
+    sequence; `Pause` follows."""
 
     cause: str
     request: RequestId
@@ -183,6 +183,16 @@ class Dispatch:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """Make nothing for a dispatched request until `Resume`. Who says both, in one order, is the core, so that what a
+    worker was told last is what the core believes."""
+
+    cause: str
+    request: RequestId
+    instance: InstanceId
+
+
+@dataclass(frozen=True)
 class Resume:
     """Let a paused request go on: it has a sequence again."""
 
@@ -241,4 +251,4 @@ class SetThreads:
     threads: int
 
 
-Action = Load | Unload | Dispatch | Resume | CancelDispatched | Reject | Accept | Tell | SetThreads
+Action = Load | Unload | Dispatch | Pause | Resume | CancelDispatched | Reject | Accept | Tell | SetThreads

@@ -14,7 +14,8 @@ from enclaved.core.reasons import Reason
 class Limits:
     """The bounds the core keeps."""
 
-    queued_per_client_max: int = 64
+    queued_per_client_max: int = 256
+    """As many as a session may have open: who asks for many answers at once is not refused for that alone."""
     queued_max: int = 512
     deaths_before_back_off: int = 2
     """Deaths in a row, without a request served in between, from which on the model is backed off."""

@@ -23,6 +23,7 @@ from enclaved.core.events import (
     LeaseResumed,
     LeaseReturned,
     Load,
+    Pause,
     Reject,
     RequestArrived,
     RequestCancelled,
@@ -122,12 +123,14 @@ def _lease_stirred(state: State, event: LeasePaused | LeaseResumed) -> list[Acti
     request, instance = state.requests.get(event.request), state.instances.get(event.instance)
     if request is None or instance is None or request.instance != event.instance:
         return []
-    if isinstance(event, LeasePaused):
-        instance.paused.add(request.id)
-        request.wants_resume = False
-    else:
+    if isinstance(event, LeaseResumed):
         request.wants_resume = request.id in instance.paused
-    return []
+        return []
+    request.wants_resume = False
+    if request.id in instance.paused:
+        return []
+    instance.paused.add(request.id)
+    return [Pause(event.cause, request.id, instance.id)]
 
 
 def _lease_returned(state: State, event: LeaseReturned, now: float) -> list[Action]:

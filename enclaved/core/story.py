@@ -61,6 +61,12 @@ class Story:
         self._number += 1
         self._records.append(Record(self._number, now, kind, _redacted(said), because))
 
+    def copy(self) -> Story:
+        """The story until now, for a thread that tells it while it goes on."""
+        copy = Story(self._records.maxlen or RECORDS_MAX)
+        copy._records.extend(self._records)
+        return copy
+
     def records(self) -> list[Record]:
         """All that is kept, oldest first."""
         return list(self._records)

@@ -20,6 +20,7 @@ from enclaved.core.events import (
     InstanceGone,
     LeaseReturned,
     Load,
+    Pause,
     Reject,
     RequestArrived,
     Resume,
@@ -56,6 +57,8 @@ class Hands(Protocol):
     async def cancel(self, action: CancelDispatched) -> None:
         """Makes a running request end; `dispatch` then returns."""
         ...
+
+    def pause(self, action: Pause) -> None: ...
 
     def resume(self, action: Resume) -> None: ...
 
@@ -151,12 +154,14 @@ class Conductor:
                 self._start(action, hands.unload(action), None)
             case CancelDispatched():
                 self._start(action, hands.cancel(action), None)
-            case Resume() | Reject() | Accept() | Tell() | SetThreads():
+            case Pause() | Resume() | Reject() | Accept() | Tell() | SetThreads():
                 self._tell(hands, action)
 
-    def _tell(self, hands: Hands, action: Resume | Reject | Accept | Tell | SetThreads) -> None:
+    def _tell(self, hands: Hands, action: Pause | Resume | Reject | Accept | Tell | SetThreads) -> None:
         try:
             match action:
+                case Pause():
+                    hands.pause(action)
                 case Resume():
                     hands.resume(action)
                 case Reject():

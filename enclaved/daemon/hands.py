@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from enclave.protocol.bodies import AskerInfo, InstanceInfo, LoadResult, MemoryInfo
@@ -24,6 +25,7 @@ from enclaved.core.events import (
     LeaseResumed,
     LeaseReturned,
     Load,
+    Pause,
     Reject,
     RequestCancelled,
     Resume,
@@ -58,6 +60,8 @@ logger = logging.getLogger("enclaved.hands")
 
 PROGRESS_STEPS = 100
 """How often a prompt's progress is told at most."""
+ASKERS_MAX = 64
+"""Of an instance that are named; every change is told with them."""
 
 
 @dataclass
@@ -161,7 +165,7 @@ class WorkerHands:
                 lost = Reason(Why.WORKER_DIED)
             else:
                 worker = live.worker
-                call.on_pause = lambda: self._pause(action, worker)
+                call.on_pause = lambda: self._post(LeasePaused(call.id, action.request, action.instance))
                 call.on_resume = lambda: self._post(LeaseResumed(call.id, action.request, action.instance))
                 outcome = await worker.run(_submit(pending), _AnswerStream(call, worker))
                 charged_seconds = self._answer(pending, live, action.instance, outcome)
@@ -187,9 +191,10 @@ class WorkerHands:
         logger.warning("worker %d did not give a request up and was ended", live.worker.child.pid)
         live.worker.child.kill()
 
-    def _pause(self, action: Dispatch, worker: Worker) -> None:
-        worker.pause(action.request)
-        self._post(LeasePaused(action.request, action.request, action.instance))
+    def pause(self, action: Pause) -> None:
+        live = self._live.get(action.instance)
+        if live is not None and live.worker is not None:
+            live.worker.pause(action.request)
 
     def resume(self, action: Resume) -> None:
         live = self._live.get(action.instance)
@@ -310,7 +315,7 @@ class WorkerHands:
         )
 
     def _askers(self, state: State, model: ModelKey) -> tuple[AskerInfo, ...]:
-        """Whose requests run on a model or wait for it, in the order in which they first asked."""
+        """Whose requests run on a model or wait for it, in the order in which they first asked, ASKERS_MAX at most."""
         counts: dict[ClientId, tuple[Client, int, int]] = {}
         for request in state.requests.values():
             pending = self._pending.get(request.id)
@@ -327,7 +332,7 @@ class WorkerHands:
                 running=running,
                 queued=queued,
             )
-            for session, (client, running, queued) in counts.items()
+            for session, (client, running, queued) in islice(counts.items(), ASKERS_MAX)
         )
 
     # --- inside ---

@@ -1,4 +1,7 @@
-"""The methods of the wire: what each does, with the parts that this class is given."""
+"""The methods of the wire: what each does, with the parts that this class is given.
+
+Whatever a method waits for, it waits no longer than its client does: until the cancel, or the request's deadline.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from enclave.protocol.bodies import (
     DaemonInfo,
     Empty,
-    EventsParams,
     HealthResult,
     InstancesResult,
     LoadParams,
@@ -38,9 +41,10 @@ from enclave.protocol.messages import PROTOCOL_VERSION, Result
 from enclave.protocol.methods import read_params, write_body
 from enclaved import __version__
 from enclaved.core.events import Priority, RequestArrived, UnloadAsked, Wish
-from enclaved.core.ids import InstanceId
-from enclaved.core.story import Record
-from enclaved.daemon.broker import Call
+from enclaved.core.ids import InstanceId, ModelKey
+from enclaved.core.reasons import Reason, Why
+from enclaved.core.story import Record, Story
+from enclaved.daemon.broker import Call, refusal_of
 from enclaved.daemon.catalog import OwnNames
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.conductor import Conductor
@@ -50,8 +54,15 @@ from enclaved.daemon.needs import backends_of
 from enclaved.daemon.news import News
 from enclaved.daemon.refusal import RefusalError
 from enclaved.daemon.supervisor import Supervisor
+from enclaved.plugin.hookspecs import Backend
 from enclaved.plugin.manager import PluginLine
 from enclaved.plugin.model import ModelEntry, ModelHeader
+
+OWN_BODY_BYTES_MAX = 64 * 1024
+"""Of a request that the daemon answers itself. Its body is read in the loop that serves everybody; the largest that
+makes sense holds two names, of up to four bytes a character."""
+
+T = TypeVar("T")
 
 logger = logging.getLogger("enclaved.methods")
 
@@ -101,14 +112,18 @@ class Methods:
             "instances.list": self._list_instances,
             "plugins.list": self._list_plugins,
         }
-        self._answers: dict[str, Callable[[Call, Any], Awaitable[object | None]]] = {
+        self._answers: dict[str, Callable[[Call, Any], Awaitable[object]]] = {
             "models.list": self._list_models,
             "models.show": self._show_model,
-            "events.subscribe": self._subscribe,
-            "instances.load": self._load,
+            "events.subscribe": self._news.subscribe,
             "instances.unload": self._unload,
             "scheduler.why": self._why,
         }
+        """Those that wait for something. Bytes are a body that is written already."""
+        self._asks: dict[str, Callable[[Call, Any, float | None], Awaitable[None]]] = {"instances.load": self._load}
+        """Those that the core ends, as it does all that run a model."""
+        self._telling = asyncio.Lock()
+        """A story is long: one is told at a time."""
 
     def looked(self) -> None:
         """Something may have changed that subscribers hear of."""
@@ -117,40 +132,46 @@ class Methods:
     def handle(self, call: Call) -> Coroutine[Any, Any, None] | None:
         """Answers a call at once, or gives the work that answers it or leaves its end to the core. Neither raises for
         what a client can cause."""
+        arrived_at = self._clock.monotonic()
         answer = self._answers_at_once.get(call.request.method)
         if answer is None:
-            return self._work(call)
+            return self._work(call, arrived_at)
         try:
-            result = answer(call, read_params(call.request))
+            result = answer(call, _params_of(call))
             call.result(Result(id=call.request.id, body=write_body(result)))
-        except (RefusalError, RemoteProtocolError) as error:
-            call.error(_refusal_of(error))
+        except RefusalError as refusal:
+            call.error(refusal)
         return None
 
-    async def _work(self, call: Call) -> None:
+    async def _work(self, call: Call, arrived_at: float) -> None:
+        deadline = call.request.deadline
+        deadline_at = None if deadline is None else arrived_at + deadline
         try:
-            answer = self._answers.get(call.request.method)
-            if answer is None:
-                await self._generate(call)
-                return
-            result = await answer(call, read_params(call.request))
-            if result is not None:
-                call.result(Result(id=call.request.id, body=write_body(result)))
-        except (RefusalError, RemoteProtocolError) as error:
-            call.error(_refusal_of(error))
+            async with while_wanted(call, deadline_at, self._clock):
+                if (answer := self._answers.get(call.request.method)) is not None:
+                    result = await answer(call, _params_of(call))
+                    body = result if isinstance(result, bytes) else write_body(result)
+                    call.result(Result(id=call.request.id, body=body))
+                elif (ask := self._asks.get(call.request.method)) is not None:
+                    await ask(call, _params_of(call), deadline_at)
+                else:
+                    await self._generate(call, deadline_at)
+        except RefusalError as refusal:
+            call.error(refusal)
 
     # --- running a model ---
 
-    async def _generate(self, call: Call) -> None:
+    async def _generate(self, call: Call, deadline_at: float | None) -> None:
         request = call.request
         for name in ("adapter", "draft", "projector", "prefix"):
             if getattr(request, name) is not None:
-                raise RefusalError("unsupported", f"{name} is not built yet")
-        await self._ask_core(call, request.model, request.backend, Wish(context=request.context), load_only=False)
+                raise RefusalError("unsupported", f"{name} is not built yet", field=name)
+        wish = Wish(context=request.context)
+        await self._ask_core(call, request.model, request.backend, wish, deadline_at, load_only=False)
 
-    async def _load(self, call: Call, params: LoadParams) -> None:
+    async def _load(self, call: Call, params: LoadParams, deadline_at: float | None) -> None:
         if params.pin is not None:
-            raise RefusalError("unsupported", "pin is not built yet")
+            raise RefusalError("unsupported", "pin is not built yet", field="pin")
         wish = Wish(
             context=params.context,
             threads=params.threads,
@@ -158,21 +179,24 @@ class Methods:
             kv_type=params.kv_type,
             flash_attention=params.flash_attention,
         )
-        await self._ask_core(call, params.model, params.backend, wish, load_only=True)
+        await self._ask_core(call, params.model, params.backend, wish, deadline_at, load_only=True)
 
     async def _ask_core(
-        self, call: Call, reference: str | None, backend_name: str | None, wish: Wish, *, load_only: bool
+        self,
+        call: Call,
+        reference: str | None,
+        backend_name: str | None,
+        wish: Wish,
+        deadline_at: float | None,
+        *,
+        load_only: bool,
     ) -> None:
         entry, backend = await self._models.choose(reference, backend_name)
         if not any(i.need.model in self._models.keys_of(entry) for i in self._conductor.state.instances.values()):
             # The worker can import its libraries while the header is read and the core decides.
             self._supervisor.prepare(backend.name)
         need = await self._models.need(entry, backend, wish)
-        if call.wants_cancel:
-            call.error(RefusalError("cancelled", "The request was cancelled."))
-            return
         priority: Priority = (call.request.priority or call.client.priority).value
-        deadline = call.request.deadline
         self._hands.take(call, need.model, priority)
         self._conductor.post(
             RequestArrived(
@@ -182,7 +206,7 @@ class Methods:
                 need=need,
                 wish=wish,
                 priority=priority,
-                deadline_at=None if deadline is None else self._clock.monotonic() + deadline,
+                deadline_at=deadline_at,
                 load_only=load_only,
                 asker=str(call.client),
             )
@@ -196,7 +220,10 @@ class Methods:
         elif params.model is not None:
             keys = self._models.keys_of(await self._models.catalog.resolve(params.model))
         else:
-            raise RefusalError("bad_request", "say which model or which instance")
+            message = "say which model or which instance"
+            if call.request.model is not None:
+                message = f"model: missing{_IN_THE_BODY}"
+            raise RefusalError("bad_request", message, field="model")
         instances = [i.id for i in state.instances.values() if i.need.model in keys]
         if not instances:
             raise RefusalError("instance_not_found", f"{params.model or params.instance} is not loaded")
@@ -210,18 +237,22 @@ class Methods:
 
     # --- models ---
 
-    async def _list_models(self, call: Call, params: Empty) -> ModelsResult:
-        return ModelsResult(models=tuple(await self._news.models()))
+    async def _list_models(self, call: Call, params: Empty) -> bytes:
+        models = await self._news.models()
+        return await asyncio.to_thread(lambda: write_body(ModelsResult(models=tuple(models))))
 
     async def _model_infos(self) -> list[ModelInfo]:
         entries = await self._models.catalog.models()
         names = await self._models.catalog.own_names()
-        return [ModelInfo(**await self._model_fields(entry, names)) for entry in entries]
+        return await asyncio.to_thread(
+            lambda: [ModelInfo(**_model_fields(entry, names, self._models.backends)) for entry in entries]
+        )
 
     async def _show_model(self, call: Call, params: ModelParams) -> ModelShow:
         entry, backend = await self._models.choose(params.model, None)
         header, _ = await self._models.header(entry, backend)
-        fields: dict[str, Any] = await self._model_fields(entry, await self._models.catalog.own_names())
+        names = await self._models.catalog.own_names()
+        fields = await asyncio.to_thread(_model_fields, entry, names, self._models.backends)
         fields["capabilities"] = header.capabilities
         return ModelShow(
             **fields,
@@ -229,19 +260,6 @@ class Methods:
             files=tuple(file.path for file in entry.files),
             problem=backend.refuse(header),
         )
-
-    async def _model_fields(self, entry: ModelEntry, names: OwnNames) -> dict[str, Any]:
-        return {
-            "name": entry.name,
-            "source": entry.source,
-            "size": await asyncio.to_thread(_size_bytes, entry),
-            "backends": tuple(backends_of(entry, self._models.backends)),
-            "capabilities": entry.header.capabilities if entry.header is not None else (),
-            "note": entry.note or "",
-            "path": entry.files[0].path if entry.files else None,
-            "default": entry.name == names.default,
-            "aliases": names.aliases.get(entry.name, ()),
-        }
 
     # --- the daemon ---
 
@@ -277,9 +295,6 @@ class Methods:
         self._stop()
         return Empty()
 
-    async def _subscribe(self, call: Call, params: EventsParams) -> None:
-        await self._news.subscribe(call, params)
-
     def _list_plugins(self, call: Call, params: Empty) -> PluginsResult:
         return PluginsResult(
             plugins=tuple(
@@ -294,21 +309,92 @@ class Methods:
             )
         )
 
-    async def _why(self, call: Call, params: WhyParams) -> WhyResult:
-        story = self._conductor.story
+    async def _why(self, call: Call, params: WhyParams) -> bytes:
+        models: list[ModelKey] | None = None
         if params.model is not None:
-            entry = await self._models.catalog.resolve(params.model)
-            records = story.about_models(*self._models.keys_of(entry), limit=params.limit)
-        else:
-            records = story.about(*([params.request] if params.request is not None else []), limit=params.limit)
+            models = self._models.keys_of(await self._models.catalog.resolve(params.model))
         offset = self._clock.wall() - self._clock.monotonic()
-        return WhyResult(records=tuple(_why_record(record, offset) for record in records))
+        while True:
+            # Not under the lock: a client that does not read would hold up the others.
+            await call.room()
+            async with self._telling:
+                if call.has_room:
+                    return await _to_its_end(partial(_why_body, self._conductor.story.copy(), params, models, offset))
 
 
-def _refusal_of(error: RefusalError | RemoteProtocolError) -> RefusalError:
-    if isinstance(error, RefusalError):
-        return error
-    return RefusalError(error.code, error.message, hint=error.hint, numbers=error.numbers)
+@asynccontextmanager
+async def while_wanted(call: Call, deadline_at: float | None, clock: Clock) -> AsyncGenerator[None]:
+    """Ends what is awaited inside when the call's client cancels it, or when its deadline passes. Raises RefusalError
+    then."""
+    if call.wants_cancel:
+        raise refusal_of(Reason(Why.CANCELLED))
+    loop = asyncio.get_running_loop()
+    now = clock.monotonic()
+    limit = asyncio.timeout(None if deadline_at is None else max(0.0, deadline_at - now))
+
+    def end() -> None:
+        if not limit.expired():
+            limit.reschedule(loop.time())
+
+    try:
+        async with limit:
+            call.on_cancel = end
+            try:
+                yield
+            finally:
+                if call.on_cancel is end:
+                    call.on_cancel = lambda: None
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        if call.wants_cancel:
+            raise refusal_of(Reason(Why.CANCELLED)) from None
+        raise refusal_of(Reason(Why.DEADLINE, {"waited_seconds": call.request.deadline or 0.0})) from None
+
+
+def _params_of(call: Call) -> Any:
+    """What a request to the daemon itself asks for. Its body is not kept. Raises RefusalError."""
+    request = replace(call.request, body=call.take_body())
+    size_bytes = len(request.body)
+    if size_bytes > OWN_BODY_BYTES_MAX:
+        raise RefusalError(
+            "too_large",
+            f"the body has {size_bytes:,} bytes; for {request.method}, at most {OWN_BODY_BYTES_MAX:,} are allowed",
+            field="body",
+            numbers={"size": size_bytes, "size_max": OWN_BODY_BYTES_MAX},
+        )
+    try:
+        return read_params(request)
+    except RemoteProtocolError as error:
+        elsewhere = error.field == "model" and request.model is not None
+        raise RefusalError(
+            error.code,
+            f"{error.message}{_IN_THE_BODY}" if elsewhere else error.message,
+            hint=error.hint,
+            numbers=error.numbers,
+            retry_after=error.retry_after,
+            field=error.field or "body",
+        ) from error
+
+
+_IN_THE_BODY = "; this method takes it in the body"
+
+
+async def _to_its_end(work: Callable[[], T]) -> T:
+    """Does it in a thread. Who is cancelled meanwhile still waits for the thread, so that it is never left running."""
+    doing = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(doing)
+    finally:
+        await asyncio.wait([doing])
+
+
+def _why_body(story: Story, params: WhyParams, models: list[ModelKey] | None, offset: float) -> bytes:
+    if models is not None:
+        records = story.about_models(*models, limit=params.limit)
+    else:
+        records = story.about(*([params.request] if params.request is not None else []), limit=params.limit)
+    return write_body(WhyResult(records=tuple(_why_record(record, offset) for record in records)))
 
 
 def _why_record(record: Record, offset: float) -> WhyRecord:
@@ -333,6 +419,21 @@ def _header_info(header: ModelHeader) -> ModelHeaderInfo:
         licence=header.licence,
         name=header.name,
     )
+
+
+def _model_fields(entry: ModelEntry, names: OwnNames, backends: Mapping[str, Backend]) -> dict[str, Any]:
+    """In a thread: it looks at the files."""
+    return {
+        "name": entry.name,
+        "source": entry.source,
+        "size": _size_bytes(entry),
+        "backends": tuple(backends_of(entry, backends)),
+        "capabilities": entry.header.capabilities if entry.header is not None else (),
+        "note": entry.note or "",
+        "path": entry.files[0].path if entry.files else None,
+        "default": entry.name == names.default,
+        "aliases": names.aliases.get(entry.name, ()),
+    }
 
 
 def _size_bytes(entry: ModelEntry) -> int:

@@ -20,6 +20,8 @@ from enclaved.plugin.model import ModelEntry, ModelHeader
 
 KNOWN_MAX = 1024
 """Above it, what nobody uses is forgotten: a client may name any number of models."""
+READINGS_MAX = 64
+"""Files that are open for the inspector at once."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Models:
         self._cores = cores
         self._known: dict[ModelKey, KnownModel] = {}
         self._measured: dict[tuple[ModelKey, int, int, str], int] = {}
+        self._readings: set[asyncio.Future[tuple[ModelHeader, FileIdentity]]] = set()
+        self._may_read = asyncio.Semaphore(READINGS_MAX)
         self._replaced = 0
         """Files that were found replaced so far."""
 
@@ -96,7 +100,7 @@ class Models:
             if backend.header_reader is None:
                 continue
             try:
-                await self._headers.get(entry.files[0].path, backend.header_reader)
+                await self._read(entry.files[0].path, backend.header_reader)
                 found.append(name)
             except RefusalError as refusal:
                 refusals.append(f"for {name} it {refusal.message.removeprefix(f'{entry.files[0].path}: ')}")
@@ -109,7 +113,25 @@ class Models:
         """A model's header and the file it was read from. Raises RefusalError."""
         if entry.header is not None or backend.header_reader is None or not entry.files:
             return entry.header or ModelHeader(format=backend.name, architecture="unknown"), None
-        return await self._headers.get(entry.files[0].path, backend.header_reader)
+        path = entry.files[0].path
+        identity = await asyncio.to_thread(identity_of, path)
+        for known in self._known.values():
+            if (known.entry.name, known.backend.name, known.identity) == (entry.name, backend.name, identity):
+                return known.header, identity
+        return await self._read(path, backend.header_reader)
+
+    async def _read(self, path: str, reader: str) -> tuple[ModelHeader, FileIdentity]:
+        """The header of a file. Who is cancelled leaves the reading to its end: the file is open, and whoever is next
+        in the inspector's queue should not pay for it."""
+        await self._may_read.acquire()
+        reading = asyncio.ensure_future(self._headers.get(path, reader))
+        self._readings.add(reading)
+        reading.add_done_callback(self._was_read)
+        return await asyncio.shield(reading)
+
+    def _was_read(self, reading: asyncio.Future[tuple[ModelHeader, FileIdentity]]) -> None:
+        self._readings.discard(reading)
+        self._may_read.release()
 
     async def need(self, entry: ModelEntry, backend: Backend, wish: Wish) -> Need:
         """What an instance for a request would take. Raises RefusalError."""

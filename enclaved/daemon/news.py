@@ -1,10 +1,11 @@
-"""What subscribers of `events.subscribe` hear: looks at instances and devices after each step of the core, and at the
+"""What subscribers of `events.subscribe` hear: looks at instances and devices when the core has made steps, and at the
 models whenever somebody lists them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn
 
 from enclave.protocol.bodies import EVENT_TOPICS, EventsParams, JsonMap, ModelInfo
 from enclave.protocol.codec import encode
@@ -14,7 +15,6 @@ from enclaved.daemon.broker import Call
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.hands import WorkerHands
 from enclaved.daemon.observe import EventHub
-from enclaved.daemon.refusal import RefusalError
 
 _RESTLESS = frozenset({"loaded_seconds"})
 """Fields that change by themselves all the time; who wants them asks for the list."""
@@ -36,9 +36,17 @@ class News:
         self._hub = EventHub(EVENT_TOPICS, clock.wall)
         self._listing = asyncio.Lock()
         """Of two looks at the models the later one counts."""
+        self._will_look = False
 
     def looked(self) -> None:
-        """The core has made a step, or an instance has changed."""
+        """The core has made a step, or an instance has changed. Looked at once for all that happens in a turn of the
+        loop."""
+        if not self._will_look:
+            self._will_look = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        self._will_look = False
         if self._hub.is_watched("instances"):
             self._hub.see("instances", self._instances())
         if self._hub.is_watched("hardware"):
@@ -48,27 +56,23 @@ class News:
         """The models as they are now; who subscribes to them hears what has changed."""
         async with self._listing:
             found = await self._list_models()
-            self._hub.see("models", {info.name: encode(info) for info in found})
+            self._hub.see("models", await asyncio.to_thread(lambda: {info.name: encode(info) for info in found}))
             return found
 
-    async def subscribe(self, call: Call, params: EventsParams) -> None:
-        """Tells the call's client of these topics until it cancels."""
+    async def subscribe(self, call: Call, params: EventsParams) -> NoReturn:
+        """Tells the call's client of these topics until it is cancelled."""
         topics = tuple(dict.fromkeys(params.topics)) or EVENT_TOPICS
         if "models" in topics:
             await self.models()
-        if call.wants_cancel:
-            call.error(_cancelled())
-            return
         self._hub.see("instances", self._instances())
         self._hub.see("hardware", self._devices())
         subscription = self._hub.subscribe(call, topics)
         call.on_drained = subscription.drained
-
-        def end() -> None:
+        try:
+            while True:
+                await asyncio.Event().wait()
+        finally:
             self._hub.end(subscription)
-            call.error(_cancelled())
-
-        call.on_cancel = end
 
     def _instances(self) -> dict[str, JsonMap]:
         return {
@@ -90,7 +94,3 @@ class News:
             }
             for device in self._state.devices.values()
         }
-
-
-def _cancelled() -> RefusalError:
-    return RefusalError("cancelled", "The subscription was cancelled.")

@@ -48,6 +48,7 @@ def refusal_in(failed: Failed, known: KnownModel, context: int) -> RefusalError:
         f"{known.entry.name}: {failed.message}" if failed.code == "internal" else failed.message,
         hint=hint,
         numbers=numbers_in(failed),
+        field=failed.field,
         detail=failed.body.decode("utf-8", "replace"),
     )
 

@@ -197,6 +197,8 @@ class Failed:
     message: str
     numbers: dict[str, Any]
     body: bytes
+    field: str | None = None
+    """Of the request, when that is what is wrong."""
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,10 @@ class EngineLoop:
         now = self._clock()
         try:
             if command.method != "generate" or command.choices != 1:
-                what = command.method if command.method != "generate" else "more than one choice"
-                raise RemoteProtocolError(f"{what} is not built yet", code="unsupported")
+                name, what = ("choices", "more than one choice")
+                if command.method != "generate":
+                    name, what = ("method", command.method)
+                raise RemoteProtocolError(f"{what} is not built yet", code="unsupported", field=name)
             own = self._engine.read_body(command.body)
             if own is not None:
                 params, prompt = GenerateParams(prompt=(), temperature=0), list(own)
@@ -140,11 +142,12 @@ class EngineLoop:
                 prompt = self._prompt(params)
         except RemoteProtocolError as error:
             code = "bad_request" if error.code == "bad_message" else error.code
-            self._send(Failed(command.request, code, error.message, dict(error.numbers), b""))
+            self._send(Failed(command.request, code, error.message, dict(error.numbers), b"", error.field or "body"))
             return
         except EngineError as error:
             message = "The backend could not make tokens of the prompt."
-            self._send(Failed(command.request, "bad_request", message, {}, str(error).encode("utf-8", "replace")))
+            detail = str(error).encode("utf-8", "replace")
+            self._send(Failed(command.request, "bad_request", message, {}, detail, "prompt"))
             return
         context = self._engine.capabilities.context
         if len(prompt) >= context:

@@ -13,11 +13,20 @@ from typing import Any
 import pytest
 
 import enclave
-from enclave.protocol import Chunk, Credit, Error, Progress, Request, Result, Stage, read_chunks, write_body
+from enclave.protocol import Cancel, Chunk, Credit, Error, Progress, Request, Result, Stage, read_chunks, write_body
 from enclave.protocol.bodies import EventChunk, EventsParams, GenerateParams
+from enclave.protocol.packing import pack
 from tests.conftest import StartDaemon
 from tests.integration.wire import WireClient, wait_for_instance
 from tests.running import RunningDaemon
+
+
+def end_of(client: WireClient) -> Result | Error:
+    """The end of the one call that is open."""
+    while not isinstance(message := client.next(), (Result, Error)):
+        continue
+    return message
+
 
 # --- bodies ---
 
@@ -89,6 +98,67 @@ def test_a_body_that_makes_no_sense_is_told_without_quoting_it(start_daemon: Sta
         assert isinstance(error, Error)
         assert (error.code, SECRET in repr(error)) == ("bad_request", False)
     assert SECRET not in daemon.log()
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "field"),
+    [
+        ("models.show", {"model": 7}, "model"),
+        ("events.subscribe", {"topics": ["x"]}, "topics[0]"),
+        ("scheduler.why", {"limit": 0}, "limit"),
+        ("instances.load", {"model": "fake:a", "threads": 0}, "threads"),
+        ("instances.unload", {}, "model"),
+        ("daemon.health", [1], "body"),
+        ("generate", {"prompt": "x", "temperature": -1}, "temperature"),
+        ("generate", {"prompt": 5}, "prompt"),
+        ("generate", [1], "body"),
+    ],
+)
+def test_an_error_about_a_body_names_the_field(daemon: RunningDaemon, method: str, body: object, field: str) -> None:
+    with WireClient(daemon.endpoint) as client:
+        client.hello()
+        client.send(Request(id=1, method=method, model="fake:a", body=pack(body)))
+        error = end_of(client)
+        assert isinstance(error, Error)
+        assert (error.code, error.field) == ("bad_request", field)
+
+
+# --- who no longer waits ---
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("instances.unload", {"model": "fake:slow?tokens_per_second=0.01"}),
+        ("instances.load", {"model": "fake:late?load_seconds=600"}),
+        ("events.subscribe", {"topics": ["instances"]}),
+    ],
+)
+def test_what_waits_ends_with_its_deadline_and_with_its_cancel(
+    daemon: RunningDaemon, method: str, body: dict[str, object]
+) -> None:
+    with daemon.client() as other, WireClient(daemon.endpoint) as client:
+        client.hello()
+        running = other.generate("fake:slow?tokens_per_second=0.01", "x")
+        wait_for_instance(other, lambda instance: instance.get("leases") == 1)
+        client.send(Request(id=1, method=method, deadline=0.2, body=pack(body)))
+        error = end_of(client)
+        assert isinstance(error, Error)
+        assert (error.id, error.code, error.retryable) == (1, "deadline", True)
+        client.send(Request(id=2, method=method, body=pack(body)))
+        client.send(Cancel(id=2))
+        error = end_of(client)
+        assert isinstance(error, Error)
+        assert (error.id, error.code) == (2, "cancelled")
+        running.cancel()
+
+
+@pytest.mark.asyncio
+async def test_as_many_answers_as_a_session_may_have_open_are_given(daemon: RunningDaemon) -> None:
+    async with enclave.AsyncClient(endpoint=daemon.endpoint, start=False) as client:
+        streams = [client.generate("fake:a?sequences=4", str(number), max_tokens=1) for number in range(256)]
+        results = await asyncio.gather(*[stream.result() for stream in streams])
+    assert len(results) == 256
 
 
 # --- waiting is explained, typed ---

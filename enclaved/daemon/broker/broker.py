@@ -173,7 +173,8 @@ class Broker:
             self._hang_up(connection, f"its message has {count} frames")
 
     def _take_rest(self, frames: list[bytes]) -> int:
-        """Adds what is left of a message, of one with too many frames only so many that it shows; gives how many came."""
+        """Adds what is left of a message; gives how many frames that were. Of too many, only enough to show it are
+        kept."""
         count = 0
         while self._socket.getsockopt(zmq.RCVMORE):
             frame = self._socket.recv()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -44,6 +45,10 @@ class Outlet(Protocol):
 
     def delivered(self, call: Call) -> None:
         """Notes that somebody works on the call."""
+        ...
+
+    def room(self) -> Future[None]:
+        """Done when so much has been read that there may be room."""
         ...
 
     paused: set[Call]
@@ -121,6 +126,16 @@ class Call:
         body = self.request.body
         self.request = replace(self.request, body=b"", frames=())
         return body
+
+    @property
+    def has_room(self) -> bool:
+        """Whether so little waits for the client that an answer may be made for it."""
+        return not self._outlet.is_full
+
+    async def room(self) -> None:
+        """Waits until there is room."""
+        while not self.has_room:
+            await self._outlet.room()
 
     def progress(self, message: Progress) -> None:
         """Tells why it waits; nothing is owed of it, so who does not read is spared it."""

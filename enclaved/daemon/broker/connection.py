@@ -7,6 +7,7 @@ more is sent and whoever makes chunks is asked to pause; a client that goes on a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -67,6 +68,8 @@ class Connection:
         """Of the requests that nobody works on yet, by id."""
         self._deferred: deque[Call] = deque()
         """Calls that nobody answers before the client has read more."""
+        self._rooms: list[asyncio.Future[None]] = []
+        """Of answers that are not made before then."""
         self._gone = False
         self.begin(client_id)
 
@@ -129,7 +132,13 @@ class Connection:
 
     def start_deferred(self) -> None:
         """Has the next call answered whose turn is now. Its answer counts before the next one's turn comes."""
-        if self._deferred and not self.is_full:
+        if self.is_full:
+            return
+        rooms, self._rooms = self._rooms, []
+        for room in rooms:
+            if not room.done():
+                room.set_result(None)
+        if self._deferred:
             self._start(self._deferred.popleft())
 
     def _drop_deferred(self, call: Call) -> None:
@@ -217,6 +226,11 @@ class Connection:
         self._write(self.session.send(failure(call.request.id, "internal", "The answer could not be sent.")))
         self._forget(call)
         call.cancel()
+
+    def room(self) -> asyncio.Future[None]:
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._rooms.append(room)
+        return room
 
     def owe(self, call: Call, size_bytes: int) -> None:
         if self.calls.get(call.request.id) is call:

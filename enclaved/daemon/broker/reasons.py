@@ -50,7 +50,9 @@ REASONS: Mapping[Why, Row] = {
         "Ask for a smaller context, choose a smaller model, or raise memory.limit_bytes in the configuration.",
     ),
     Why.BACKING_OFF: Row("backing_off", "The model's worker died {deaths} times in a row; the daemon waits a moment."),
-    Why.UNLOADED: Row("cancelled", "The model was unloaded while the request waited for it."),
+    Why.UNLOADED: Row(
+        "cancelled", "The model was unloaded while the request waited for it.", "Ask again: the model is loaded anew."
+    ),
     Why.SHUTTING_DOWN: Row("shutting_down", "The daemon is about to end."),
     Why.TIMED_OUT: Row("load_failed", "The load took longer than workers.load_seconds_max and was given up."),
     Why.FAILED_INSIDE: Row("internal", "The daemon met a defect of its own."),

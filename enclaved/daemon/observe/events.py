@@ -15,7 +15,8 @@ from enclave.protocol.bodies import EventChunk, JsonMap
 from enclave.protocol.methods import write_body
 
 WAITING_BYTES_MAX = 64 * 1024
-"""What may wait for one subscriber: some hundreds of changes. A snapshot is worth more to whoever is further behind."""
+"""What may wait for one subscriber: some hundreds of changes, or one thing that is larger. A snapshot is worth more to
+whoever is further behind."""
 
 
 class Reader(Protocol):
@@ -68,9 +69,11 @@ class Subscription:
         """Something of a topic has changed."""
         if self._owed or topic not in self.topics:
             return
-        if self._reader.waiting_bytes + len(body) > WAITING_BYTES_MAX:
+        waiting_bytes = self._reader.waiting_bytes
+        if waiting_bytes and waiting_bytes + len(body) > WAITING_BYTES_MAX:
             self._reader.drop_waiting()
             self._owed = self._behind = True
+            self.drained()
         else:
             self._reader.chunk(body, 1)
 

@@ -30,6 +30,7 @@ from enclaved.core.events import (
     LeaseReturned,
     Load,
     Need,
+    Pause,
     Priority,
     Reject,
     RequestArrived,
@@ -258,9 +259,6 @@ class Environment:
             case InstanceGone() if event.instance in self.workers:
                 worker = self.workers.pop(event.instance)
                 self.lost |= {request: self.open.pop(request) for request in worker.running}
-            case LeasePaused() if event.instance in self.workers:
-                worker = self.workers[event.instance]
-                worker.paused |= {event.request} & worker.running
             case LeaseReturned() if event.request in self.open:
                 client = self.open[event.request]
                 if client.instance == event.instance:
@@ -314,6 +312,11 @@ class Environment:
                 client.instance = action.instance
                 worker.running.add(action.request)
                 self._dispatch_ends(action, worker)
+            case Pause():
+                worker = self.workers[action.instance]
+                assert action.request in worker.running, "does not run"
+                assert action.request not in worker.paused, "is paused already"
+                worker.paused.add(action.request)
             case Resume():
                 worker = self.workers[action.instance]
                 assert worker.sequences is not None, "is not ready"

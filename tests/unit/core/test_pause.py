@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from core_driver import Core, match
 
-from enclaved.core.events import CancelDispatched, Dispatch, LeasePaused, LeaseResumed, Resume, SetThreads, Unload
+from enclaved.core.events import (
+    CancelDispatched,
+    Dispatch,
+    LeasePaused,
+    LeaseResumed,
+    Pause,
+    Resume,
+    SetThreads,
+    Unload,
+)
 from enclaved.core.ids import InstanceId, RequestId
 
 
@@ -21,6 +30,13 @@ def busy(core: Core) -> Core:
 def test_another_gets_the_sequence_of_a_paused_request(busy: Core) -> None:
     assert match(busy.pauses("r1"), Dispatch, request="r2")
     assert busy.instance().leases == {"r1", "r2"}
+
+
+def test_a_worker_is_told_to_pause_before_another_gets_the_sequence(busy: Core) -> None:
+    assert busy.kinds(busy.pauses("r1")) == ["Pause", "Dispatch"]
+    busy.returned("r2")
+    assert busy.kinds(busy.resumes("r1")) == ["Resume"]
+    assert match(busy.pauses("r1"), Pause, request="r1", instance=busy.instance().id)
 
 
 def test_a_resumed_request_waits_for_a_sequence_and_goes_before_whoever_came_later(busy: Core) -> None:

@@ -101,6 +101,18 @@ def test_without_ids_everything_is_told_and_a_limit_keeps_the_newest() -> None:
     assert story.about(limit=0) == []
 
 
+def test_a_copy_is_the_story_until_then() -> None:
+    story = Story(records_max=4)
+    story.add(1.0, GONE, [REJECT])
+    copy = story.copy()
+    story.add(2.0, LOST, [])
+    assert copy.records() == story.records()[:2]
+    assert copy.about_models() == []
+    for _ in range(3):
+        copy.add(3.0, GONE, [])
+    assert (len(copy.records()), len(story.records())) == (4, 3)
+
+
 def test_a_record_is_a_plain_map_that_can_be_packed() -> None:
     core = _eventful()
     records = core.story.records()

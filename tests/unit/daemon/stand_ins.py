@@ -181,9 +181,9 @@ class Conversation:
         self._name = name
         self.call = self.another(credit=credit)
 
-    def another(self, *, credit: int = 64) -> Call:
+    def another(self, *, credit: int = 64, **fields: Any) -> Call:
         """One more call of the client."""
-        (arrived,) = self._to_daemon(Request(id=self.client.next_id(), method=self._name, credit=credit))
+        (arrived,) = self._to_daemon(Request(id=self.client.next_id(), method=self._name, credit=credit, **fields))
         assert isinstance(arrived, Request)
         call = Call(arrived, method(self._name), self.connection.client, self.connection)
         self.connection.calls[arrived.id] = call

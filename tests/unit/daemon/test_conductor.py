@@ -18,6 +18,7 @@ from enclaved.core.events import (
     LeaseReturned,
     Load,
     Need,
+    Pause,
     Reject,
     RequestArrived,
     RequestCancelled,
@@ -100,6 +101,9 @@ class RecordingHands:
     async def cancel(self, action: CancelDispatched) -> None:
         self._note(action)
         self.finish.set()
+
+    def pause(self, action: Pause) -> None:
+        self._note(action)
 
     def resume(self, action: Resume) -> None:
         self._note(action)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,8 +12,8 @@ import pytest
 from stand_ins import Conversation, StandInBackend, StandInChild, StandInSource, a_worker, an_entry, context_of
 
 from enclave.protocol.errors import ERROR_CODES
+from enclave.protocol.messages import NAME_LENGTH_MAX, Error, Progress, Result
 from enclave.protocol.messages import Chunk as ChunkMessage
-from enclave.protocol.messages import Error, Progress, Result
 from enclaved.core.events import (
     Accept,
     CancelDispatched,
@@ -22,21 +24,38 @@ from enclaved.core.events import (
     LeaseReturned,
     Load,
     Reject,
+    RequestArrived,
     RequestCancelled,
     Unload,
     Wish,
 )
-from enclaved.core.ids import InstanceId, RequestId
+from enclaved.core.ids import DeviceId, InstanceId, RequestId
 from enclaved.core.reasons import Reason, Why
+from enclaved.core.state import Device, Instance, State
+from enclaved.core.state import Request as WaitingRequest
+from enclaved.core.story import Story
 from enclaved.daemon.catalog import Catalog, HeaderCache
 from enclaved.daemon.clock import SystemClock
-from enclaved.daemon.hands import WorkerHands
+from enclaved.daemon.conductor import Conductor
+from enclaved.daemon.hands import ASKERS_MAX, WorkerHands
 from enclaved.daemon.models import Models
 from enclaved.daemon.needs import InstanceSettings
 from enclaved.daemon.reports import CODES_OF_OURS
 from enclaved.daemon.supervisor import Supervisor, Worker, WorkerSettings
 from enclaved.daemon.supervisor.child import ChildEndedError
-from enclaved.link.messages import Cancel, Chunk, Failed, Finished, Loaded, LoadFailed, Measured, Prompted, Submit
+from enclaved.link.messages import (
+    Cancel,
+    Chunk,
+    Failed,
+    Finished,
+    Loaded,
+    LoadFailed,
+    Measured,
+    Pause,
+    Prompted,
+    Resume,
+    Submit,
+)
 from enclaved.plugin.engine import Capabilities, MemoryUse
 from enclaved.plugin.hookspecs import Backend
 from enclaved.plugin.model import ModelHeader
@@ -76,7 +95,7 @@ class StandInSupervisor:
 class Bench:
     """Hands, one model, one instance and the events that came of them."""
 
-    def __init__(self, cancel_seconds_max: float = 10.0) -> None:
+    def __init__(self, cancel_seconds_max: float = 10.0, post: Callable[[Event], None] | None = None) -> None:
         header = ModelHeader(format="x", architecture="y", context_length=100)
         entry = an_entry(name="m", backends=("x",), header=header)
         catalog = Catalog([(StandInSource("one", [entry]), context_of(Path("/nowhere")))], {}, "m")
@@ -97,7 +116,7 @@ class Bench:
         self.events: list[Event] = []
         settings = WorkerSettings(cancel_seconds_max=cancel_seconds_max)
         self.hands = WorkerHands(
-            self.models, cast("Supervisor", self.supervisor), settings, SystemClock(), self.events.append
+            self.models, cast("Supervisor", self.supervisor), settings, SystemClock(), post or self.events.append
         )
 
     async def live(self) -> asyncio.Task[InstanceGone]:
@@ -261,9 +280,11 @@ async def test_a_worker_cannot_speak_for_the_daemon(code: str) -> None:
     await bench.loaded()
     task = await bench.dispatched(conversation)
     numbers = {"a": 1, "nan": float("nan"), "inf": float("inf"), "flag": True, "text": "x", "k" * 65: 1, "b": 2**64 - 1}
-    bench.child.say(Failed(conversation.call.id, code, "\U0001f600" * 100_000, numbers, b"\xff" * 1_000_000))
+    field = "\U0001f600" * 100_000
+    bench.child.say(Failed(conversation.call.id, code, "\U0001f600" * 100_000, numbers, b"\xff" * 1_000_000, field))
     await task
     error = _error(conversation)
+    assert error.field == field[:NAME_LENGTH_MAX]
     assert error.code == (code if code in ERROR_CODES and code not in CODES_OF_OURS else "internal")
     assert error.numbers == {"a": 1, "b": 2**64 - 1}
     bench.child.end()
@@ -346,6 +367,61 @@ async def test_a_cancel_is_passed_on_and_answered() -> None:
     assert _error(conversation).code == "cancelled"
     assert not bench.child.killed
     bench.child.end()
+
+
+async def test_of_many_askers_the_first_are_named_and_all_are_counted() -> None:
+    bench = Bench()
+    await bench.loaded()
+    need, state = bench.need, State({})
+    state.instances[I1] = Instance(I1, need, "r")
+    for number in range(ASKERS_MAX + 1):
+        call = Conversation(client_id=f"c{number}").call
+        bench.hands.take(call, need.model, "normal")
+        state.requests[call.id] = WaitingRequest(call.id, call.client.id, need, Wish(), "normal", 0.0, call.id)
+    (info,) = bench.hands.instances(state)
+    assert [asker.session for asker in info.askers] == [f"c{number}" for number in range(ASKERS_MAX)]
+    assert info.queued == ASKERS_MAX + 1
+    bench.child.end()
+
+
+@pytest.mark.parametrize("acts", list(itertools.product(["stir", "step", "end"], repeat=4)), ids=" ".join)
+async def test_what_a_worker_was_told_last_of_a_pause_is_what_the_core_believes(acts: tuple[str, ...]) -> None:
+    """The client of a paused request begins to read again, stops, … (`stir`), with and without a step of the core in
+    between, while the request that has the only sequence ends or not."""
+    async with asyncio.TaskGroup() as tasks:
+        conductor = Conductor(
+            State({DeviceId("cpu"): Device(DeviceId("cpu"), 2**40, 2)}), Story(), SystemClock(), tasks
+        )
+        bench = Bench(post=conductor.post)
+        conductor.employ(bench.hands)
+        running = tasks.create_task(conductor.run())
+        need = await bench.models.need(*(await bench.models.choose("m", None)), Wish())
+        first, second = Conversation(client_id="c1").call, Conversation(client_id="c2").call
+        for call in (first, second):
+            bench.hands.take(call, need.model, "normal")
+            conductor.post(RequestArrived(call.id, call.id, call.client.id, need, Wish()))
+        await settle()
+        one_sequence = to_plain(Capabilities(sequences=1, context=100, batch_tokens=8))
+        bench.child.say(Loaded(LOADED.memory, one_sequence, 0.1))
+        await settle()
+        first.on_pause()
+        await settle()
+        reads = False
+        for act in acts:
+            if act == "stir":
+                reads = not reads
+                (first.on_resume if reads else first.on_pause)()
+            elif act == "end":
+                bench.child.say(Finished(second.id, {}, b""))
+            else:
+                await settle()
+        await settle()
+        (instance,) = conductor.state.instances.values()
+        told = [m for m in bench.child.sent if isinstance(m, (Submit, Pause, Resume)) and m.request == first.id]
+        assert isinstance(told[-1], Pause) == (first.id in instance.paused)
+        bench.child.end()
+        await settle()
+        running.cancel()
 
 
 async def test_a_worker_that_does_not_give_a_request_up_is_ended() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from stand_ins import StandInBackend, StandInSource, an_entry, context_of
 from enclaved.core.events import Wish
 from enclaved.core.ids import ModelKey
 from enclaved.daemon.catalog import Catalog, HeaderCache
-from enclaved.daemon.models import KNOWN_MAX, Models
+from enclaved.daemon.catalog.headers import ReadHeader
+from enclaved.daemon.models import KNOWN_MAX, READINGS_MAX, Models
 from enclaved.daemon.needs import InstanceSettings
 from enclaved.daemon.refusal import RefusalError
 from enclaved.plugin.model import ModelEntry, ModelHeader
@@ -29,11 +32,11 @@ async def _header(name: str, reader: str, descriptor: int) -> ModelHeader:
     return HEADER
 
 
-def _models(*entries: ModelEntry) -> Models:
+def _models(*entries: ModelEntry, read: ReadHeader = _header) -> Models:
     source = StandInSource("one", entries)
     catalog = Catalog([(source, context_of(Path("/nowhere")))], {}, "tiny")
     backends = {"x": ReadingBackend("x"), "y": ReadingBackend("y")}
-    return Models(catalog, HeaderCache(_header), backends, InstanceSettings(), device="cpu", cores=2)
+    return Models(catalog, HeaderCache(read), backends, InstanceSettings(), device="cpu", cores=2)
 
 
 async def _key(models: Models, reference: str, backend: str | None = None) -> ModelKey:
@@ -114,6 +117,41 @@ def _open_descriptors() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors are counted in /proc")
+async def test_a_header_that_nobody_waits_for_any_more_is_read_to_its_end(tmp_path: Path) -> None:
+    """Else its file would stay open, or the next in the queue pay for it; and no more files are open than may be."""
+    reading, may_end, descriptors = asyncio.Event(), asyncio.Event(), list[int]()
+
+    async def read(name: str, reader: str, descriptor: int) -> ModelHeader:
+        descriptors.append(descriptor)
+        reading.set()
+        await may_end.wait()
+        os.fstat(descriptor)
+        return HEADER
+
+    models = _models(read=read)
+    path = tmp_path / "a.gguf"
+    path.write_text("one")
+    for number in range(READINGS_MAX):
+        (tmp_path / f"{number}.gguf").write_text("one")
+        reading.clear()
+        asking = asyncio.create_task(_key(models, str(tmp_path / f"{number}.gguf")))
+        await reading.wait()
+        asking.cancel()
+        with suppress(asyncio.CancelledError):
+            await asking
+    next_one = asyncio.create_task(_key(models, str(path)))
+    given_up = asyncio.create_task(_key(models, str(path)))
+    await asyncio.to_thread(lambda: None)
+    given_up.cancel()
+    assert len(descriptors) == READINGS_MAX
+    may_end.set()
+    assert await next_one == f"{path}@x"
+    assert len(descriptors) == READINGS_MAX + 1
+    for descriptor in set(descriptors):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
 async def test_when_one_of_several_files_is_missing_none_stays_open(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.gguf" for number in range(3)]
     for path in paths:

@@ -192,26 +192,28 @@ def test_a_prompt_that_leaves_no_room_is_an_error_with_the_numbers(length: int) 
 
 
 @pytest.mark.parametrize(
-    ("submit", "code"),
+    ("submit", "code", "field"),
     [
-        (a_submit("r", body=b""), "bad_request"),
-        (a_submit("r", body=b"\xc1"), "bad_request"),
-        (a_submit("r", body=b"\x80\x80"), "bad_request"),
-        (a_submit("r", body=b"\x91" * 3000 + b"\xc0"), "bad_request"),
-        (a_submit("r", body=b"\x81\xa6prompt\x01"), "bad_request"),
-        (a_submit("r", body=b"\x81\xa6prompt\xd6\xff\0\0\0\0"), "bad_request"),
-        (a_submit("r", ""), "bad_request"),
-        (a_submit("r", (1, 256)), "bad_request"),
-        (a_submit("r", choices=2), "unsupported"),
-        (a_submit("r", method="embed"), "unsupported"),
-        (a_submit("r", "x" * (TOO_LONG + 1)), "bad_request"),
+        (a_submit("r", body=b""), "bad_request", "body"),
+        (a_submit("r", body=b"\xc1"), "bad_request", "body"),
+        (a_submit("r", body=b"\x80\x80"), "bad_request", "body"),
+        (a_submit("r", body=b"\x91" * 3000 + b"\xc0"), "bad_request", "body"),
+        (a_submit("r", body=b"\x81\xa6prompt\x01"), "bad_request", "prompt"),
+        (a_submit("r", body=b"\x81\xa6prompt\xd6\xff\0\0\0\0"), "bad_request", "body"),
+        (a_submit("r", ""), "bad_request", "prompt"),
+        (a_submit("r", (1, 256)), "bad_request", "prompt"),
+        (a_submit("r", choices=2), "unsupported", "choices"),
+        (a_submit("r", method="embed"), "unsupported", "method"),
+        (a_submit("r", "x" * (TOO_LONG + 1)), "bad_request", "prompt"),
     ],
 )
-def test_a_body_that_makes_no_sense_fails_its_own_request_only(bench: Bench, submit: Submit, code: str) -> None:
+def test_a_body_that_makes_no_sense_fails_its_own_request_only(
+    bench: Bench, submit: Submit, code: str, field: str
+) -> None:
     bench.submit("good", "abc")
     bench.loop.post(submit)
     bench.run("r", "good")
-    assert bench.end("r").code == code
+    assert (bench.end("r").code, bench.end("r").field) == (code, field)
     assert bench.text("good") == "cba"
 
 

@@ -59,7 +59,7 @@ _ROWS = (
         "version_mismatch",
         "Client and daemon speak different versions of the protocol.",
         False,
-        "Restart the daemon after an update, or update the client.",
+        "End the daemon with `enclave stop` after an update (the next call starts it), or update the client.",
         Fault.CLIENT,
     ),
     ErrorCode(

@@ -222,13 +222,10 @@ async def test_garbage_ends_its_own_session_and_leaves_nothing_behind(short: Pat
 @pytest.mark.parametrize("routing_id", [b"admin", b"x", b"\x01abcd", b"y" * 255])
 async def test_a_peer_that_chose_its_own_routing_id_is_hung_up_on(short: Path, routing_id: bytes) -> None:
     async with _served(short) as served:
-        good = served.peer()
+        good, bad = served.peer(), served.peer(routing_id)
         await good.hello()
-        for _ in range(2):
-            bad = served.peer(routing_id)
-            await bad.send(Hello(version=1, client="x"))
-            await bad.hung_up_on()
-            bad.close()
+        await bad.send(Hello(version=1, client="x"))
+        await bad.hung_up_on()
         await good.call()
         await served.next_call()
         assert served.connections == 1

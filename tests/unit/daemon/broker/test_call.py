@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -313,6 +314,22 @@ def test_an_answer_that_is_broken_off_leaves_nothing_that_counts() -> None:
     (error,) = conversation.of(Error)
     assert error.code == "internal"
     assert " 0 bytes wait" in repr(conversation.connection)
+
+
+@pytest.mark.anyio
+async def test_an_answer_waits_for_room_until_the_client_has_read() -> None:
+    conversation = Conversation(credit=100, limits=SMALL)
+    call = conversation.call
+    await call.room()
+    conversation.deaf = True
+    call.chunk(bytes(BUDGET), 1)
+    rooms = [asyncio.ensure_future(call.room()) for _ in range(2)]
+    await asyncio.sleep(0)
+    rooms[0].cancel()
+    assert not rooms[1].done()
+    conversation.listen()
+    await rooms[1]
+    assert call.has_room
 
 
 def test_a_call_that_came_while_too_much_waits_is_answered_later_and_one_at_a_time() -> None:

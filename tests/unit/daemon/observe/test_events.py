@@ -128,6 +128,35 @@ def test_who_is_behind_is_told_so_and_gets_a_new_snapshot_when_it_reads() -> Non
     assert len(quick.heard) == 2000 + 3
 
 
+def test_a_change_that_is_larger_than_what_may_wait_is_told_and_so_is_what_comes_after_it() -> None:
+    hub, quick, slow = a_hub(), Subscriber(), Subscriber(credit=1)
+    large = "x" * (WAITING_BYTES_MAX + 1)
+    hub.subscribe(quick, ("things",))
+    subscription = hub.subscribe(slow, ("things",))
+    hub.see("things", {"a": {"text": large}})
+    hub.see("things", {"a": {"size": 1}})
+    assert [event.name for event in quick.heard] == ["snapshot", "added", "changed"]
+    assert slow.waiting_bytes == 0
+    slow.credit = 1
+    slow.pump()
+    hub.see("things", {"a": {"text": large}})
+    slow.credit = 100
+    subscription.drained()
+    hub.see("things", {})
+    assert [event.name for event in slow.heard] == ["snapshot", "behind", "snapshot", "removed"]
+    assert slow.believes == quick.believes == {"things": {}}
+
+
+def test_who_can_take_more_when_it_falls_behind_gets_the_new_snapshot_at_once() -> None:
+    hub, subscriber = a_hub(), Subscriber(credit=1)
+    hub.subscribe(subscriber, ("things",))
+    hub.see("things", {"a": {"text": "x" * WAITING_BYTES_MAX}})
+    subscriber.credit = 100  # without a word about it: what waits is read only now
+    hub.see("things", {"a": {"text": "y" * WAITING_BYTES_MAX}})
+    hub.see("things", {})
+    assert [event.name for event in subscriber.heard] == ["snapshot", "behind", "snapshot", "removed"]
+
+
 def test_a_subscriber_without_credit_gets_its_first_snapshot_as_things_are_when_it_asks() -> None:
     hub, subscriber = a_hub(), Subscriber(credit=0)
     subscription = hub.subscribe(subscriber, ("things",))
@@ -147,7 +176,10 @@ def test_who_has_ended_hears_nothing_more() -> None:
     assert len(subscriber.heard) == 1
 
 
-THINGS = st.dictionaries(st.sampled_from("abcd"), st.fixed_dictionaries({"size": st.integers(0, 2)}))
+THINGS = st.dictionaries(
+    st.sampled_from("abcd"),
+    st.fixed_dictionaries({"size": st.integers(0, 2), "text": st.sampled_from(["", "x" * WAITING_BYTES_MAX])}),
+)
 
 
 @given(st.lists(st.one_of(st.tuples(st.sampled_from(TOPICS), THINGS), st.integers(1, 3)), max_size=60))

@@ -27,6 +27,7 @@ pytestmark = [
 SECONDS = 20.0
 PREAMBLE = """
 import os, signal, socket, sys, threading, time
+from enclaved.link import LINK_VERSION
 from enclaved.link.messages import *
 from enclaved.link.framing import Framer, frame
 channel = socket.socket(fileno=int(sys.argv[1]))
@@ -37,7 +38,7 @@ def hear():
     framer = Framer()
     while data := channel.recv(65536):
         yield from map(decode_to_child, framer.feed(data))
-hello = Hello(1, os.getpid(), {})
+hello = Hello(LINK_VERSION, os.getpid(), {})
 for_ever = threading.Event().wait
 """
 
@@ -111,7 +112,7 @@ async def test_a_child_of_another_link_version_is_ended() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of walls on Linux")
 async def test_a_child_that_claims_walls_it_does_not_have_is_ended() -> None:
     walls = {"seccomp": True, "no_new_privs": True, "state": "full"}
-    async with _child(f"say(Hello(1, 1, {walls}))\nfor_ever()") as heard:
+    async with _child(f"say(Hello(LINK_VERSION, 1, {walls}))\nfor_ever()") as heard:
         with pytest.raises(WallsMissingError):
             await heard.child.wait_greeted()
         await heard.ended()
