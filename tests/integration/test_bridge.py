@@ -195,6 +195,21 @@ def test_a_long_prompt_goes_through_whole(bridge: BridgeProcess) -> None:
     assert lines[-1]["body"]["usage"]["prompt_tokens"] >= 12 * 6_000
 
 
+def test_a_result_of_a_daemon_with_nothing_loaded_has_its_fields(bridge: BridgeProcess) -> None:
+    bridge.say({"type": "request", "id": 1, "method": "instances.list"})
+    assert bridge.until_end(1)[-1]["body"] == {"instances": []}
+    bridge.generate(2, "fake:a", max_tokens=0)
+    assert bridge.until_end(2)[-1]["body"]["usage"]["completion_tokens"] == 0
+
+
+def test_a_field_in_the_wrong_place_is_refused_and_nothing_is_generated(bridge: BridgeProcess) -> None:
+    body = {"prompt": "x", "max_tokens": 2}
+    bridge.say({"type": "request", "id": 1, "method": "generate", "model": "fake:a", "body": body})
+    refused = bridge.until_end(1)[-1]
+    assert (refused["code"], refused["field"]) == ("bad_request", "max_tokens")
+    assert "beside `method`" in refused["message"]
+
+
 # --- a slow reader ---
 
 
@@ -248,6 +263,18 @@ def test_after_the_end_of_input_the_answers_come_to_theirs(bridge: BridgeProcess
     assert {line["id"] for line in lines if line["type"] == "result"} == {1, 2}
     assert text_of(lines, 1) == "1 2 3 4 5 "
     assert len(text_of(lines, 2)) == 200
+
+
+def test_after_the_end_of_input_a_subscription_ends(bridge: BridgeProcess) -> None:
+    bridge.say({"type": "request", "id": 1, "method": "events.subscribe", "body": {"topics": ["instances"]}})
+    bridge.until(lambda line: line["type"] == "chunk")
+    bridge.generate(2, "fake:a")
+    code, lines, errors = bridge.end()
+    assert (code, errors) == (0, "")
+    assert {(line["id"], line.get("code")) for line in lines if line["type"] in ("result", "error")} == {
+        (1, "cancelled"),
+        (2, None),
+    }
 
 
 def test_a_pipe_of_lines_is_answered_and_needs_no_last_newline(daemon: RunningDaemon, home: Path) -> None:

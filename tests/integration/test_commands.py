@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
 import subprocess
 from collections.abc import Generator
@@ -12,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from enclave.paths import places
 from enclave.protocol.bodies import EVENT_TOPICS
 from enclave.protocol.methods import METHODS
+from enclaved.plugin.engine import Sampling
 from tests.conftest import StartDaemon
-from tests.running import BIN, END_SECONDS, RunningDaemon, daemon_environment, run_enclave
+from tests.running import BIN, END_SECONDS, REPOSITORY, RunningDaemon, daemon_environment, run_enclave
 
 SLOW = "fake:slow?tokens_per_second=50"
 
@@ -124,6 +128,18 @@ def test_verbose_prints_the_receipt_of_an_answer(daemon: RunningDaemon) -> None:
     assert {"file", "instance", "queued", "loading", "prompt", "charged"} <= facts.keys()
 
 
+def test_the_help_tells_how_tokens_are_drawn_by_default(home: Path) -> None:
+    usual = Sampling()
+    shown = " ".join(run_enclave("run", "--help", home=home).stdout.split())
+    page = (REPOSITORY / "docs/cli.md").read_text(encoding="utf-8")
+    for option in ("temperature", "top-k", "top-p", "min-p"):
+        default = f"by default {getattr(usual, option.replace('-', '_'))}."
+        (told,) = [row for row in page.splitlines() if row.startswith("| `--" + option) and "by default" in row]
+        description = told.strip(" |").rpartition(" | ")[2]
+        assert description.endswith(default)
+        assert description in shown
+
+
 NOT_BUILT = [
     (method, arguments)
     for method, arguments in (
@@ -152,3 +168,138 @@ def test_a_command_whose_method_is_not_built_says_so(daemon: RunningDaemon) -> N
         done = run_enclave(*arguments, "--json", home=daemon.home, stdin=talk)
         assert (done.returncode, done.stderr) == (1, ""), arguments
         assert json.loads(done.stdout)["error"]["code"] == "unsupported"
+
+
+# --- the daemon itself ---
+
+
+@contextmanager
+def on_a_terminal(home: Path, *arguments: str) -> Generator[tuple[subprocess.Popen[bytes], int]]:
+    """A command whose standard error is a terminal, and the other side of that."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [BIN / "enclave", *arguments],
+        env=daemon_environment(home),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    with process:
+        try:
+            yield process, ours
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def read_until(terminal: int, words: str) -> str:
+    """What is shown, up to these words."""
+    shown = ""
+    while words not in shown:
+        shown += os.read(terminal, 4096).decode()
+    return shown
+
+
+def read_to_the_end(terminal: int) -> str:
+    shown = b""
+    while True:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:  # Linux's way to say that nobody has the other side open
+            piece = b""
+        if not piece:
+            return shown.decode()
+        shown += piece
+
+
+def test_without_a_daemon_status_and_stop_say_so_and_start_none(home: Path) -> None:
+    status = run_enclave("status", home=home)
+    assert (status.returncode, status.stderr) == (4, "")
+    assert status.stdout.startswith("No daemon is running.\n")
+    assert str(home / "logs" / "enclaved.log") in status.stdout
+    assert json.loads(run_enclave("status", "--json", home=home).stdout)["running"] is False
+    stop = run_enclave("stop", home=home)
+    assert (stop.returncode, stop.stdout, stop.stderr) == (0, "No daemon is running.\n", "")
+    assert json.loads(run_enclave("stop", "--json", home=home).stdout) == {"stopped": False, "pid": None}
+    assert not places({"ENCLAVE_HOME": str(home)}).state_file.exists()
+
+
+def test_status_tells_which_daemon_runs(daemon: RunningDaemon) -> None:
+    done = run_enclave("status", home=daemon.home)
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert (facts["daemon"], facts["pid"]) == ("running, ok", str(daemon.process.pid))
+    assert facts["endpoint"] == daemon.endpoint
+    assert facts["config"] == str(daemon.home / "config" / "enclave.toml")
+    document = json.loads(run_enclave("status", "--json", home=daemon.home).stdout)
+    assert (document["running"], document["pid"], document["instances"]) == (True, daemon.process.pid, 0)
+    assert document["uptime_seconds"] > 0
+
+
+def test_stop_ends_the_daemon_and_what_belongs_to_it(daemon: RunningDaemon) -> None:
+    run_enclave("load", "fake:a", home=daemon.home)
+    daemon.note_children()
+    done = run_enclave("stop", home=daemon.home)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"The daemon (pid {daemon.process.pid}) has ended.\n", "")
+    assert daemon.process.wait(END_SECONDS) == 0
+    assert run_enclave("status", home=daemon.home).returncode == 4
+
+
+def test_stop_waits_for_a_running_request_and_says_whose_it_is(daemon: RunningDaemon) -> None:
+    with daemon.client(name="my-editor") as client:
+        stream = client.generate(SLOW, "x", max_tokens=100_000)
+        pieces = iter(stream)
+        next(pieces)
+        with on_a_terminal(daemon.home, "stop") as (process, terminal):
+            read_until(terminal, "waiting for 1 request of my-editor")
+            next(pieces)
+            assert (process.poll(), daemon.process.poll()) == (None, None)
+            stream.cancel()
+            assert process.wait(END_SECONDS) == 0
+    assert daemon.process.wait(END_SECONDS) == 0
+
+
+def test_unload_says_on_a_terminal_whose_requests_it_waits_for(daemon: RunningDaemon) -> None:
+    with daemon.client(name="my-editor") as client:
+        stream = client.generate(SLOW, "x", max_tokens=100_000)
+        pieces = iter(stream)
+        next(pieces)
+        (instance,) = client.instances()
+        with on_a_terminal(daemon.home, "unload", instance.id) as (process, terminal):
+            read_until(terminal, "waiting for 1 request of my-editor")
+            next(pieces)
+            assert process.poll() is None
+            stream.cancel()
+            assert process.wait(END_SECONDS) == 0
+            assert process.stdout is not None
+            assert process.stdout.read() == f"{instance.id} was unloaded\n".encode()
+        story = run_enclave("why", instance.id, "--json", home=daemon.home)
+        assert story.returncode == 0
+        assert any("Unload" in record["kind"] for record in json.loads(story.stdout)["records"])
+        requests = json.loads(run_enclave("why", "c1", "--json", home=daemon.home).stdout)["records"]
+        assert {"event RequestArrived", "event RequestFinished"} & {record["kind"] for record in requests}
+
+
+def test_stop_now_waits_for_nobody(daemon: RunningDaemon) -> None:
+    with daemon.client() as client:
+        stream = client.generate(SLOW, "x", max_tokens=100_000)
+        pieces = iter(stream)
+        next(pieces)
+        assert run_enclave("stop", "--now", home=daemon.home).returncode == 0
+    assert daemon.process.wait(END_SECONDS) == 0
+
+
+def test_a_daemon_that_hangs_is_told_of_and_how_to_end_it(daemon: RunningDaemon) -> None:
+    pid = daemon.process.pid
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        with on_a_terminal(daemon.home, "ps", "--no-start") as (process, terminal):
+            read_until(terminal, f"waiting for the daemon (pid {pid})")
+            assert f"hint: End it with `kill {pid}`" in read_to_the_end(terminal)
+            assert process.wait(END_SECONDS) == 4
+        status = run_enclave("status", home=daemon.home)
+        assert (status.returncode, status.stdout) == (4, "")
+        assert f"(pid {pid}) does not answer" in status.stderr
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)

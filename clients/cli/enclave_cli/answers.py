@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from enclave_cli import stdout
 from enclave_cli.invocation import Invocation, Priority
 from enclave_cli.options import check_stream, given, usual_priority
 from enclave_cli.output import json_text, plain_map
@@ -54,6 +55,7 @@ def answer(invocation: Invocation, model: str, wish: Wish, ask: Callable[[Sampli
         for call in _tool_calls(result):
             invocation.note(f"the model calls {json_text(call)}")
     if wish.verbose:
+        stdout.begin_line_on_stderr()
         sys.stderr.write(receipt_text(result, receipt) + "\n")
         sys.stderr.flush()
 

@@ -30,7 +30,7 @@ from enclave.protocol.errors import LocalProtocolError
 from enclave.protocol.messages import Hello
 from enclave.protocol.session import SPOKEN
 from enclave_cli.bridging import Bridge
-from enclave_cli.errors import NOT_STARTED_HINT, ExitCode, usage
+from enclave_cli.errors import NOT_STARTED_HINT, ExitCode, speaks_of_starting, usage
 from enclave_cli.stdout import OutputError
 
 READ_BYTES = 64 * 1024
@@ -238,7 +238,7 @@ class _Loop:
     def _unreachable(self, error: EnclaveError) -> None:
         self._attempts = 0
         self._failed = not self._machine.was_welcomed
-        if error.code == "daemon_unavailable" and not self._options.start:
+        if not self._options.start and speaks_of_starting(error.code, error.hint):
             error.hint = NOT_STARTED_HINT
         self._machine.unreachable(error)
 

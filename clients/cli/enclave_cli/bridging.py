@@ -58,6 +58,9 @@ REFUSALS_BYTES_MAX = 2 * MIB
 """Above it the client's lines are not read either: only errors about them can bring so much together."""
 WRITE_BYTES_MAX = 64 * 1024
 """Given out to be written at once: what a pipe of Linux holds."""
+ENDLESS_METHODS = frozenset({"events.subscribe"})
+"""Their answers end by a cancel only."""
+LINE_HINT = "Correct the program that writes the lines; docs/bridge.md says what a line may hold, and when."
 GRANT_AT = CREDIT_INITIAL // 2
 """Chunk lines that are written before new credit is granted."""
 
@@ -67,8 +70,11 @@ class _Open:
     """A request without a `result` or `error` line."""
 
     id: RequestId
+    method: str
     grants: bool
     """Whether the bridge grants its credit, not the client."""
+    is_cancelled: bool = False
+    """Whether the bridge has asked for its end, which it would not come to by itself."""
     written: int = 0
     """Chunk lines that were written and not granted anew."""
     given_up: bool = False
@@ -226,6 +232,9 @@ class Bridge:
                 if not request.grants:
                     request.grants = True
                     self._grant(request, CREDIT_INITIAL)
+                if request.method in ENDLESS_METHODS and not request.is_cancelled:
+                    request.is_cancelled = True
+                    self._send(Cancel(id=request.id))
 
     def _take(self, data: bytes | None) -> None:
         if data is None:
@@ -233,7 +242,8 @@ class Bridge:
             self._refuse(
                 RemoteProtocolError(
                     f"the line has more than {bytes_max:,} bytes", code="too_large", numbers={"bytes_max": bytes_max}
-                )
+                ),
+                about_line=self._lines.number,
             )
             return
         if not data.strip():
@@ -244,7 +254,7 @@ class Bridge:
             request_id = self._new_id(line)
             self._obey(self._message(line), request_id, grants=line.values.get("credit") is None)
         except (RemoteProtocolError, LocalProtocolError) as error:
-            self._refuse(error, request_id)
+            self._refuse(error, request_id, about_line=self._lines.number)
 
     def _new_id(self, line: Line) -> RequestId | None:
         """The id under which a request is answered, whatever is wrong with the rest of it."""
@@ -294,15 +304,29 @@ class Bridge:
     def _pass_on(self, message: Request | Ping, *, grants: bool) -> None:
         self._send(message)
         if isinstance(message, Request):
-            self._open[message.id] = _Open(RequestId(message.id), grants)
+            self._open[message.id] = _Open(RequestId(message.id), message.method, grants)
         else:
             self._pings.append(message.data)
 
-    def _refuse(self, error: RemoteProtocolError | LocalProtocolError, request_id: RequestId | None = None) -> None:
+    def _refuse(
+        self,
+        error: RemoteProtocolError | LocalProtocolError,
+        request_id: RequestId | None = None,
+        *,
+        about_line: int | None = None,
+    ) -> None:
         refused = RemoteProtocolError(
-            error.message, code=error.code, field=error.field, numbers=error.numbers, retry_after=error.retry_after
+            error.message,
+            code=error.code,
+            field=error.field,
+            hint=LINE_HINT if request_id is None and error.code == "bad_message" else None,
+            numbers=error.numbers,
+            retry_after=error.retry_after,
         )
-        self._print(refusal(refused if request_id is None else refused.about(request_id)))
+        if request_id is None:
+            self._print(refusal(refused), about_line=about_line)
+        else:
+            self._print(refusal(refused.about(request_id)))
 
     # --- the connection -----------------------------------------------------------------------------------------------
 
@@ -397,7 +421,7 @@ class Bridge:
         if request.given_up:
             return
         try:
-            self._print(message, chunk_of=request if isinstance(message, Chunk) else None)
+            self._print(message, request=request)
         except RemoteProtocolError as error:
             # The frames were in order, so only this request suffers: its body came from elsewhere, a worker perhaps.
             self._print(replace(_senseless(error), id=request.id))
@@ -421,9 +445,10 @@ class Bridge:
         assert self._session is not None
         self.outbox.append(self._session.send(message))
 
-    def _print(self, message: DaemonMessage, *, chunk_of: _Open | None = None) -> None:
+    def _print(self, message: DaemonMessage, *, request: _Open | None = None, about_line: int | None = None) -> None:
         """Raises RemoteProtocolError when its body makes no sense."""
-        line = _Written(to_line(message), chunk_of)
+        data = to_line(message, "" if request is None else request.method, about_line=about_line)
+        line = _Written(data, request if isinstance(message, Chunk) else None)
         self._output.append(line)
         self.waiting_bytes += len(line.data)
 

@@ -41,4 +41,5 @@ def main() -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return command_line()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return _INTERRUPTED

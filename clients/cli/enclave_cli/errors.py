@@ -43,6 +43,12 @@ NOT_STARTED_HINT = "leave out --no-start, or start one with `enclave serve`"
 """Of `daemon_unavailable` where none may be started: the client library's own hint speaks of its options."""
 
 
+def speaks_of_starting(code: str, hint: str) -> bool:
+    """Whether an error is about a daemon that was not to be started. One that runs and does not answer has other
+    hints."""
+    return code == "daemon_unavailable" and "start=True" in hint
+
+
 @dataclass(frozen=True)
 class Problem:
     """A failure as a person and a program read it; the fields of an error of the protocol."""
@@ -116,10 +122,17 @@ def problem_of(error: BaseException) -> Problem:
     )
 
 
+_PLAINER = {"is not a valid integer range": "is not a whole number", "is not a valid float range": "is not a number"}
+"""Words of click for what is no number at all, and others that say it."""
+
+
 def _usage_problem(error: click.ClickException) -> Problem:
     context = getattr(error, "ctx", None)
     path = cast("click.Context", context).command_path if context is not None else "enclave"
-    return Problem("usage", error.format_message(), f"`{path} --help` shows how it is used", exit_code=ExitCode.USAGE)
+    message = error.format_message()
+    for said, meant in _PLAINER.items():
+        message = message.replace(said, meant)
+    return Problem("usage", message, f"`{path} --help` shows how it is used", exit_code=ExitCode.USAGE)
 
 
 def _daemon_problem(error: BaseException, code: str) -> Problem:

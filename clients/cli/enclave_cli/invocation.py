@@ -7,7 +7,8 @@ the only seam between the commands and a daemon.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -56,9 +57,14 @@ class Invocation:
     json_lines: bool = False
     """Whether that is a document a line, each with its `type`."""
 
-    def client(self, priority: Priority = "normal") -> Daemon:
-        """The client to use in a `with`."""
-        return self.connect(start=self.start, priority=priority)
+    @contextmanager
+    def client(self, priority: Priority = "normal") -> Generator[Daemon]:
+        """A connected client. Whoever waits for that at a terminal is told what for."""
+        from enclave_cli.patience import Patience, awaited_daemon
+
+        with Patience(awaited_daemon) as patience, self.connect(start=self.start, priority=priority) as client:
+            patience.end()
+            yield client
 
     def print(self, text: str) -> None:
         """A line on standard output; nothing for an empty text."""
@@ -71,6 +77,7 @@ class Invocation:
 
     def note(self, text: str) -> None:
         """A remark on standard error that is no error."""
+        stdout.begin_line_on_stderr()
         sys.stderr.write(f"enclave: {line(text)}\n")
         sys.stderr.flush()
 

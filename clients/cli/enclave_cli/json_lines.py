@@ -1,20 +1,25 @@
 """Messages of the protocol as lines of JSON, and back: the two languages between which `enclave bridge` stands. Pure.
 
 A line is an object: `type` and the header's fields as docs/protocol.md has them, `body` as JSON, the attachments in
-`frames`. What is bytes on the wire is base64 here. docs/bridge.md tells the same in words.
+`frames`. What is bytes on the wire is base64 here. On the wire a field with its default is left out; in the bodies of
+answers it is filled in, as a program that reads JSON would meet `undefined`. docs/bridge.md tells the same in words.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import math
+import types
+import typing
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import cache
+from typing import Any, Union, cast, get_args, get_origin
 
-from enclave.protocol.codec import decode, encode
+from enclave.protocol.codec import decode, encode, field_names
 from enclave.protocol.errors import LocalProtocolError, RemoteProtocolError
 from enclave.protocol.messages import (
     Bye,
@@ -32,6 +37,7 @@ from enclave.protocol.messages import (
     RequestId,
     Result,
 )
+from enclave.protocol.methods import METHODS
 from enclave.protocol.packing import BODY_LIMITS, MIB, iterate, pack, unpack
 
 LINE_BYTES_MAX = 96 * MIB
@@ -44,6 +50,10 @@ _SEPARATORS = "\u0085\u2028\u2029"
 _KINDS: Mapping[str, type[ClientMessage]] = {
     kind.TYPE: kind for kind in (Hello, Request, Cancel, Credit, Bye, Ping, Pong)
 }
+_ATTACHMENTS = "frames"
+"""The attachments themselves: a field of a line that the protocol's header does not have."""
+_BESIDE = frozenset(field_names(Request)) | {_ATTACHMENTS}
+"""What stands beside a request's method."""
 _BYTES_FIELD = "data"
 """The only field of a header that is bytes, but for the token, which no line has."""
 
@@ -71,7 +81,11 @@ class LineSplitter:
 
     def __init__(self, line_bytes_max: int = LINE_BYTES_MAX) -> None:
         self.line_bytes_max = line_bytes_max
-        self._lines: deque[bytes | None] = deque()
+        self.number = 0
+        """Of the line that was taken last, from 1; blank ones count."""
+        self._lines: deque[tuple[int, bytes | None]] = deque()
+        self._begun = 1
+        """The number of the line that has begun."""
         self._partial = bytearray()
         self._skips = False
         """Whether the line that has begun is too long: the rest of it is dropped."""
@@ -86,18 +100,20 @@ class LineSplitter:
         for piece in ended:
             self._add(piece)
             self.end()
+            self._begun += 1
         self._add(begun)
 
     def end(self) -> None:
         """Nothing more belongs to the line that has begun."""
         if self._partial:
-            self._lines.append(bytes(self._partial))
+            self._lines.append((self._begun, bytes(self._partial)))
             self._partial.clear()
         self._skips = False
 
     def take(self) -> bytes | None:
         """The next whole line, without its newline; None in place of one that was too long."""
-        return self._lines.popleft()
+        self.number, line = self._lines.popleft()
+        return line
 
     def clear(self) -> None:
         """Forget everything that came."""
@@ -111,7 +127,7 @@ class LineSplitter:
         if len(self._partial) > self.line_bytes_max:
             self._partial.clear()
             self._skips = True
-            self._lines.append(None)
+            self._lines.append((self._begun, None))
 
 
 # --- a line as a message ---------------------------------------------------------------------------------------------
@@ -179,24 +195,49 @@ def to_message(line: Line, defaults: Mapping[str, object] | None = None) -> Clie
         problem = "missing" if line.values.get("type") is None else "no message of a client has this type"
         raise RemoteProtocolError(f"type: {problem}", field="type")
     header = {**(defaults or {}), **{name: value for name, value in line.values.items() if value is not None}}
-    for name in ("token", "body", "frames"):
+    for name in ("token", "body", _ATTACHMENTS):
         header.pop(name, None)
     if _BYTES_FIELD in header:
         header[_BYTES_FIELD] = _from_base64(header[_BYTES_FIELD], _BYTES_FIELD)
     if kind is not Request:
         return decode(kind, header)
-    frames = _read_frames(line.values.get("frames"))
-    header["attachments"] = _with_sizes(header.get("attachments"), frames)
-    return decode(Request, header, beside={"body": _read_body(line.values.get("body")), "frames": frames})
-
-
-def _read_body(value: object) -> bytes:
-    if value is None:
-        return b""
-    if not isinstance(value, dict):
+    body = line.values.get("body")
+    if body is not None and not isinstance(body, dict):
         raise RemoteProtocolError("body: expected an object with the method's parameters", field="body")
+    parameters = cast("dict[str, object] | None", body)
+    _check_places(header.get("method"), header, parameters or {})
+    frames = _read_frames(line.values.get(_ATTACHMENTS))
+    header["attachments"] = _with_sizes(header.get("attachments"), frames)
+    return decode(Request, header, beside={"body": _packed(parameters), "frames": frames})
+
+
+def _check_places(method: object, beside: Mapping[str, object], body: Mapping[str, object]) -> None:
+    """Raises RemoteProtocolError for a field that is known to belong to the other part of a request's line, where it
+    would have no effect."""
+    row = METHODS.get(method) if isinstance(method, str) else None
+    if row is None:
+        return
+    inside = _names_of(row.params)
+    for name, value in body.items():
+        if value is not None and name in _BESIDE - inside:
+            raise RemoteProtocolError(f"{name}: belongs beside `method`, not into `body`", field=name)
+    for name, value in beside.items():
+        # One that may stand in both places was perhaps said in both.
+        elsewhere = name in _BESIDE and body.get(name) is not None
+        if value is not None and name in inside and not elsewhere:
+            raise RemoteProtocolError(f"{name}: belongs into `body`, not beside `method`", field=name)
+
+
+@cache
+def _names_of(kind: type[object]) -> frozenset[str]:
+    return frozenset(field_names(kind))
+
+
+def _packed(parameters: dict[str, object] | None) -> bytes:
+    if parameters is None:
+        return b""
     try:
-        return pack(cast("dict[str, object]", value))
+        return pack(parameters)
     except LocalProtocolError as error:
         raise RemoteProtocolError(f"body: {error.message}", field="body") from None
 
@@ -238,21 +279,27 @@ def _from_base64(value: object, where: str) -> bytes:
 # --- a message as a line ---------------------------------------------------------------------------------------------
 
 
-def to_line(message: DaemonMessage) -> bytes:
-    """A daemon's message as a line with its newline, without token.
+def to_line(message: DaemonMessage, method: str = "", *, about_line: int | None = None) -> bytes:
+    """A daemon's message as a line with its newline, without token. `method` is that of its request, `about_line` the
+    number of the line that an error is about.
 
     Raises RemoteProtocolError when its body cannot be read, or has no form in JSON.
     """
     values: dict[str, object] = {"type": message.TYPE, **encode(message)}
     values.pop("token", None)
+    row = METHODS.get(method)
+    if about_line is not None:
+        values["line"] = about_line
     if isinstance(message, Chunk):
-        values["body"] = _chunk_values(message)
+        body = _chunk_values(message)
+        values["body"] = body if row is None or row.chunk is None else [complete(row.chunk, value) for value in body]
     elif isinstance(message, Result):
-        values["body"] = unpack(message.body, BODY_LIMITS, "body") if message.body else {}
+        body = unpack(message.body, BODY_LIMITS, "body") if message.body else dict[str, object]()
+        values["body"] = body if row is None else complete(row.result, body)
     elif isinstance(message, Error) and message.body:
         values["body"] = message.body.decode("utf-8", "replace")
     if isinstance(message, (Chunk, Result)) and message.frames:
-        values["frames"] = list(message.frames)
+        values[_ATTACHMENTS] = list(message.frames)
     try:
         text = json.dumps(values, ensure_ascii=False, allow_nan=False, default=_to_base64)
     except ValueError:
@@ -273,3 +320,53 @@ def _chunk_values(chunk: Chunk) -> list[object]:
 def _to_base64(value: object) -> str:
     assert isinstance(value, bytes), "the protocol has no other values that JSON does not have"
     return base64.b64encode(value).decode()
+
+
+# --- the fields that an answer left out -------------------------------------------------------------------------------
+
+
+def complete(kind: type[object], value: object) -> object:
+    """A value of a body with every declared field of the dataclass `kind`, also in what lies in it."""
+    if not isinstance(value, dict):
+        return value
+    defaults, nested = _declared(kind)
+    result = dict(cast("dict[str, object]", value))
+    for name, default in defaults.items():
+        result.setdefault(name, default)
+    for name, inner in nested:
+        item = result.get(name)
+        if isinstance(item, list):
+            result[name] = [complete(inner, each) for each in cast("list[object]", item)]
+        elif item is not None:
+            result[name] = complete(inner, item)
+    return result
+
+
+@cache
+def _declared(kind: type[object]) -> tuple[Mapping[str, object], tuple[tuple[str, type[object]], ...]]:
+    """The defaults of a dataclass as JSON, and the fields that hold dataclasses themselves, alone or in arrays."""
+    defaults: dict[str, object] = {}
+    nested: list[tuple[str, type[object]]] = []
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(cast(Any, kind)):
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = _as_json(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = _as_json(field.default_factory())
+        nested += [(field.name, inner) for inner in _dataclasses_in(hints[field.name])]
+    return defaults, tuple(nested)
+
+
+def _dataclasses_in(hint: object) -> list[type[object]]:
+    if get_origin(hint) in (Union, types.UnionType, tuple):
+        return [found for argument in get_args(hint) for found in _dataclasses_in(argument)]
+    return [hint] if isinstance(hint, type) and dataclasses.is_dataclass(hint) else []
+
+
+def _as_json(value: object) -> object:
+    """A default of the protocol's types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [_as_json(item) for item in cast("Sequence[object]", value)]
+    return value

@@ -32,11 +32,15 @@ COMMANDS: dict[str, str] = {
     "events": "Tell what changes, as it changes.",
     "why": "Tell why a request waited or a model was loaded or unloaded.",
     "plugins": "List the plugins, and why one failed to load.",
+    "status": "Tell whether a daemon is running, and which.",
+    "stop": "End the daemon.",
     "bridge": "Speak the protocol as JSON lines on standard input and output.",
     "serve": "Run the daemon in the foreground.",
 }
 """Name and one sentence of every command, in the order of `enclave --help`."""
 
+NOT_BUILT = frozenset({"infill", "embed", "rerank", "tokenize", "render", "pull", "downloads"})
+"""Those whose methods the daemon of this release answers with `unsupported`."""
 
 _SUGGESTION_COLUMNS_MAX = 60
 
@@ -66,19 +70,29 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(
+                [
+                    (name, f"{sentence} (not built yet)" if name in NOT_BUILT else sentence)
+                    for name, sentence in COMMANDS.items()
+                ]
+            )
 
 
 def _unknown(arguments: Sequence[str]) -> str:
     """What is wrong, and what was probably meant: a near command, the help, or a model to run."""
     from difflib import get_close_matches
 
+    from enclave_cli.references import looks_like_a_model, looks_like_a_prompt
+
     name = arguments[0]
+    missing = f"there is no command {cut(line(name), _SUGGESTION_COLUMNS_MAX)!r}"
     if name == "help":
         words = " ".join(["enclave", *(word for word in arguments[1:2] if word in COMMANDS)])
         meant = f"`{words} --help`"
     elif near := get_close_matches(name, COMMANDS, n=1):
         meant = repr(near[0])
-    else:
+    elif looks_like_a_model(name) or any(looks_like_a_prompt(word) for word in arguments[1:]):
         meant = f"`enclave run {cut(line(shlex.join(arguments)), _SUGGESTION_COLUMNS_MAX)}`"
-    return f"there is no command {cut(line(name), _SUGGESTION_COLUMNS_MAX)!r}; did you mean {meant}?"
+    else:
+        return f"{missing}; a model is run with `enclave run`"
+    return f"{missing}; did you mean {meant}?"

@@ -66,8 +66,8 @@ def commands(ctx: click.Context) -> None:
       enclave ps                              what is in memory
       enclave why                             what the daemon did, and why
 
-    The daemon, `enclaved`, is started when it is needed. ENCLAVE_HOME names one folder under which everything lives;
-    two homes are two daemons.
+    The daemon, `enclaved`, is started when it is needed; `enclave stop` ends it. ENCLAVE_HOME names one folder under
+    which everything lives; two homes are two daemons.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -79,9 +79,8 @@ def main(connect: Connect = connect) -> int:
         commands.main(prog_name=PROGRAM)
     _prepare_streams()
     code = execute(sys.argv[1:], connect)
-    if code == ExitCode.INTERRUPTED:
-        # Nothing is left to be saved: a second Ctrl-C during the interpreter's end should not print a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Nothing is left to be saved: a Ctrl-C during the interpreter's end prints no traceback and changes no exit code.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     return code
 
 
@@ -133,7 +132,7 @@ def _failed(error: Exception, invocation: Invocation, arguments: Sequence[str]) 
     problem = errors.problem_of(error)
     if problem.exit_code == ExitCode.USAGE:
         _ask_for_json(invocation, arguments)
-    if problem.code == "daemon_unavailable" and not invocation.start:
+    if not invocation.start and errors.speaks_of_starting(problem.code, problem.hint):
         problem = replace(problem, hint=errors.NOT_STARTED_HINT)
     return _told(problem, invocation)
 
@@ -143,6 +142,7 @@ def _told(problem: Problem, invocation: Invocation) -> int:
         if invocation.json:
             invocation.print(errors.document(problem, lines=invocation.json_lines))
         else:
+            stdout.begin_line_on_stderr()
             sys.stderr.write(errors.text(problem) + "\n")
             sys.stderr.flush()
     except BrokenPipeError:

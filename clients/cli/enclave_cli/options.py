@@ -19,25 +19,38 @@ def sampling_options(function: Decorated) -> Decorated:
     """The options that say how tokens are drawn and when to stop."""
     return _with(
         function,
-        click.option("--max-tokens", "-n", type=_COUNT, metavar="N", help="Tokens of answer at most."),
         click.option(
-            "--temperature", "-t", type=click.FloatRange(min=0), metavar="F", help="0 takes the likeliest token always."
+            "--max-tokens",
+            "-n",
+            type=_COUNT,
+            metavar="N",
+            help="Tokens of answer at most; by default as many as the context has room for.",
         ),
         click.option(
-            "--seed", type=click.IntRange(0, _SEED_MAX), metavar="N", help="The same seed draws the same answer."
+            "--temperature",
+            "-t",
+            type=click.FloatRange(min=0),
+            metavar="F",
+            help="0 takes the likeliest token always; by default 0.8.",
         ),
-        click.option("--top-k", type=_COUNT, metavar="N", help="Draw from the N likeliest; 0 is off."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, _SEED_MAX),
+            metavar="N",
+            help="The same seed draws the same answer; by default a random one.",
+        ),
+        click.option("--top-k", type=_COUNT, metavar="N", help="Draw from the N likeliest; 0 is off, by default 40."),
         click.option(
             "--top-p",
             type=click.FloatRange(0, 1),
             metavar="F",
-            help="Draw from the likeliest that make up F; 1 is off.",
+            help="Draw from the likeliest that make up F; 1 is off, by default 0.95.",
         ),
         click.option(
             "--min-p",
             type=click.FloatRange(0, 1),
             metavar="F",
-            help="Leave out what is less than F times as likely as the likeliest; 0 is off.",
+            help="Leave out what is less than F times as likely as the likeliest; 0 is off, by default 0.05.",
         ),
         click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given again."),
     )

@@ -21,6 +21,8 @@ _GAP = "  "
 _UNSAFE = frozenset({"Cc", "Cs"})
 # Joiners and marks (Cf) belong to real languages and emoji; a table cell has no need of the direction overrides.
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+"""The control characters that JSON allows as they are."""
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -91,7 +93,7 @@ def table(
     cells = [[line(cell) for cell in row] for row in rows]
     used = [i for i in range(len(headings)) if not cells or any(row[i] not in ("", NOTHING) for row in cells)]
     lines = [
-        [headings[i].upper() for i in used],
+        [line(headings[i]).upper() for i in used],
         *([row[i] or (NOTHING if headings[i] else "") for i in used] for row in cells),
     ]
     widths = [max(width_columns(row[k]) for row in lines) for k in range(len(used))]
@@ -153,9 +155,12 @@ def rate(tokens: int, seconds: float | None) -> str:
     return f"{tokens / seconds:.1f} tokens/s"
 
 
-def clock_time(at: float, zone: tzinfo | None = None) -> str:
-    """`14:03:07.250` for seconds since 1970, in the local zone by default."""
-    return datetime.fromtimestamp(at, UTC).astimezone(zone).strftime("%H:%M:%S.%f")[:-3]
+def clock_time(at: float, zone: tzinfo | None = None, now: float | None = None) -> str:
+    """`14:03:07.250` for seconds since 1970, in the local zone by default; with a `now`, what is not of its day has a
+    date before it."""
+    when = datetime.fromtimestamp(at, UTC).astimezone(zone)
+    is_of_today = now is None or when.date() == datetime.fromtimestamp(now, UTC).astimezone(zone).date()
+    return when.strftime("%H:%M:%S.%f" if is_of_today else "%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
 def measure(name: str, value: object) -> str:
@@ -225,8 +230,8 @@ def plain_map(value: object) -> dict[str, object]:
 
 def json_text(value: object) -> str:
     """One line of JSON. Text stays readable, but for lone surrogates (a file name that is no UTF-8), which are escaped
-    since no stream could take them."""
-    text = json.dumps(plain(value), ensure_ascii=False)
+    since no stream could take them, and for control characters, to which a terminal might listen."""
+    text = json.dumps(plain(value), ensure_ascii=False).translate(_ESCAPED)
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -51,6 +51,11 @@ def reference(typed: str | None) -> str:
     return path
 
 
+def looks_like_a_model(typed: str) -> bool:
+    """Whether it can hardly be anything else: a path, or a source's reference."""
+    return is_path(typed) or _SCHEME.match(typed) is not None
+
+
 def looks_like_a_prompt(typed: str, exists: Callable[[str], bool] = os.path.exists) -> bool:
     """Whether a MODEL that could not be resolved was rather meant as a prompt: it has blanks, and is no file."""
     return any(c.isspace() for c in typed.strip()) and not exists(typed)

@@ -5,6 +5,7 @@ A reader that has gone away is no such failure: BrokenPipeError stays what it is
 
 from __future__ import annotations
 
+import os
 import sys
 
 from enclave_cli.output import clean
@@ -20,8 +21,36 @@ class OutputError(Exception):
         self.reason = reason
 
 
+_is_mid_line = False
+"""Whether what was written last did not end its line."""
+
+
+def is_closed() -> bool:
+    """Whether this process was started without standard output (`>&-`): Python has none then."""
+    return sys.__stdout__ is None
+
+
+def begin_line_on_stderr() -> None:
+    """To be called before a remark on standard error: where both go to one file, it is not to be glued to the end of an
+    answer, which gets no newline there."""
+    global _is_mid_line
+    if _is_mid_line and _is_stderrs_file():
+        sys.stderr.write("\n")
+        _is_mid_line = False
+
+
+def _is_stderrs_file() -> bool:
+    try:
+        return os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno()))
+    except (OSError, ValueError):  # no files at all
+        return False
+
+
 def write(text: str) -> None:
     """Writes and flushes. Raises OutputError, or BrokenPipeError."""
+    global _is_mid_line
+    if text:
+        _is_mid_line = not text.endswith("\n")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

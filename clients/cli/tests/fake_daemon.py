@@ -20,7 +20,9 @@ from enclave.calls import Message, RequestOptions, SamplingOptions
 from enclave.exceptions import EnclaveError, error_for
 from enclave.protocol.bodies import (
     AskerInfo,
+    DaemonInfo,
     EventChunk,
+    HealthResult,
     InstanceInfo,
     JsonMap,
     LoadResult,
@@ -152,6 +154,8 @@ class FakeStream:
         self._daemon.told("cancelled")
 
 
+NO_PID = 2**22 + 1
+"""Of no process: above the most that Linux has."""
 EVENTS = (
     EventChunk(topic="instances", name="snapshot", number=1, at=0.25, data={"i1": encode(READY)}),
     EventChunk(topic="downloads", name="snapshot", number=0, at=0.25, data={}),
@@ -197,6 +201,8 @@ class FakeDaemon:
     """Whether the header of every model has a chat template."""
     hangs: bool = False
     """An answer never ends after its texts."""
+    connects: bool = True
+    """Whether connecting to it comes to an end."""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list[tuple[str, dict[str, Any]]])
     tell: Callable[[str], object] | None = None
 
@@ -211,6 +217,8 @@ class FakeDaemon:
         return self
 
     def __enter__(self) -> Self:
+        if not self.connects:
+            threading.Event().wait()
         return self
 
     def __exit__(
@@ -339,8 +347,10 @@ class FakeDaemon:
             progress(news)
         return FakeLoading()
 
-    def unload(self, model: str) -> UnloadResult:
-        self._call("unload", model=model)
+    def unload(self, model: str | None, *, instance: str | None = None) -> UnloadResult:
+        self._call("unload", model=model, instance=instance)
+        if instance is not None and all(instance != known.id for known in self.instances_known):
+            raise error_for("instance_not_found", f"{instance} is not loaded")
         return UnloadResult(unloaded=tuple(instance.id for instance in self.instances_known))
 
     def models(self) -> Sequence[ModelInfo]:
@@ -365,6 +375,19 @@ class FakeDaemon:
     def why(self, request: str | None, *, model: str | None, limit: int) -> Sequence[WhyRecord]:
         self._call("why", request=request, model=model, limit=limit)
         return self.records
+
+    def info(self) -> DaemonInfo:
+        self._call("info")
+        return DaemonInfo(
+            version="0.1.0", protocol=1, pid=NO_PID, endpoint="ipc:///e", home="/home/e", started=0.25, sessions=2
+        )
+
+    def health(self) -> HealthResult:
+        self._call("health")
+        return HealthResult(status="degraded", problems=("plugin torn: gone",), uptime_seconds=75.0, running=1)
+
+    def shutdown(self, *, now: bool) -> None:
+        self._call("shutdown", now=now)
 
 
 def _scripted() -> FakeDaemon:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,88 +26,15 @@ from enclave.protocol import (
     Request,
     RequestId,
     Result,
-    Role,
-    Session,
     Stage,
     State,
-    Welcome,
     failure,
 )
 from enclave.protocol.messages import ID_MAX
 from enclave.protocol.packing import BODY_LIMITS, pack, unpack
-from enclave_cli.bridging import GRANT_AT, OUTPUT_BYTES_MAX, REFUSALS_BYTES_MAX, WRITE_BYTES_MAX, Bridge
+from enclave_cli.bridging import GRANT_AT, OUTPUT_BYTES_MAX, REFUSALS_BYTES_MAX, Bridge
 
-OWN = Hello(version=1, version_min=1, client="enclave-bridge", program="test/1")
-WELCOME = Welcome(version=1, token=b"0123456789abcdef", server="0.1.0", pid=4711)
-
-GENERATE = {"type": "request", "id": 1, "method": "generate", "model": "m", "body": {"prompt": "x"}}
-
-
-def chunk_body(count: int = 1) -> bytes:
-    return pack({"text": "é", "tokens": [7]}) * count
-
-
-class Pair:
-    """A bridge, a daemon's session on its other side, and what both have said."""
-
-    def __init__(self, hello: Hello = OWN, welcomes: bool = True) -> None:
-        self.bridge = Bridge(hello)
-        self.welcomes = welcomes
-        self.daemon: Session | None = None
-        self.heard: list[Message] = []
-        """By the daemon, in its present session."""
-        self.lines: list[dict[str, Any]] = []
-        """What was written."""
-        self._unread = b""
-
-    def say(self, *lines: object, raw: bytes = b"") -> list[dict[str, Any]]:
-        """Feed lines; gives what is written because of them."""
-        self.bridge.feed(raw + b"".join(json.dumps(line).encode() + b"\n" for line in lines))
-        return self.move()
-
-    def tell(self, message: Message) -> list[dict[str, Any]]:
-        """Send a daemon's message; gives what is written because of it."""
-        assert self.daemon is not None
-        self.bridge.receive(self.daemon.send(message))
-        return self.move()
-
-    def chunk(self, request_id: int, count: int = 1) -> list[dict[str, Any]]:
-        assert self.daemon is not None
-        seq = self.daemon.next_seq(request_id)
-        return self.tell(Chunk(id=request_id, seq=seq, count=count, body=chunk_body(count)))
-
-    def move(self, write: bool = True) -> list[dict[str, Any]]:
-        """Everything that can go on does, as in the loop."""
-        before = len(self.lines)
-        while True:
-            if self.bridge.wants_session:
-                self.daemon, self.heard = Session(Role.DAEMON), []
-                self.bridge.begin()
-            elif self.bridge.outbox:
-                self._deliver(self.bridge.outbox.popleft())
-            elif self.bridge.waiting_bytes and write:
-                self.write(WRITE_BYTES_MAX)
-            else:
-                return self.lines[before:]
-
-    def write(self, count: int) -> None:
-        """Standard output takes so many bytes."""
-        data = self.bridge.output()[:count]
-        self.bridge.written(len(data))
-        *ended, self._unread = (self._unread + data).split(b"\n")
-        self.lines.extend(json.loads(line) for line in ended)
-
-    def _deliver(self, frames: list[bytes]) -> None:
-        assert self.daemon is not None
-        for message in self.daemon.receive(frames):
-            self.heard.append(message)
-            if isinstance(message, Hello) and self.welcomes:
-                self.bridge.receive(self.daemon.send(WELCOME))
-            elif isinstance(message, Ping):
-                self.bridge.receive(self.daemon.send(Pong(data=message.data)))
-
-    def last(self) -> Message:
-        return self.heard[-1]
+from .bridge_pair import GENERATE, OWN, WELCOME, Pair, chunk_body
 
 
 @pytest.fixture
@@ -344,7 +270,8 @@ def test_progress_chunks_and_result_are_lines_in_their_order(pair: Pair) -> None
     (first,), (second,) = pair.chunk(1), pair.chunk(1)
     assert (first["seq"], second["seq"]) == (0, 1)
     (result,) = pair.tell(Result(id=RequestId(1), model="m", body=pack({"finish_reason": "stop"})))
-    assert result == {"type": "result", "id": 1, "model": "m", "body": {"finish_reason": "stop"}}
+    assert result.pop("body")["finish_reason"] == "stop"
+    assert result == {"type": "result", "id": 1, "model": "m"}
 
 
 @pytest.mark.parametrize("body", [b"\xc1", b"", pack(1) + pack(2), pack(float("nan")), pack({"a": float("inf")})])
@@ -790,3 +717,57 @@ def test_every_request_gets_exactly_one_end_whatever_happens(data: st.DataObject
     assert bridge.is_done
     assert bridge.waiting_bytes == 0
     assert bridge.output() == b""
+
+
+# --- errors about lines ---
+
+
+def test_an_error_about_a_line_without_id_has_its_number_and_a_hint_for_who_writes_it(pair: Pair) -> None:
+    pair.say({"type": "hello"})
+    (torn, numbered) = pair.say({**GENERATE, "body": 7}, raw=b'\n{"type": "request",\n')
+    assert (torn["line"], torn["code"]) == (3, "bad_message")
+    assert "docs/bridge.md" in torn["hint"]
+    assert numbered["id"] == 1
+    assert "line" not in numbered
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 7, 10_000])
+def test_lines_are_counted_however_they_are_cut(pair: Pair, monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
+    monkeypatch.setattr(pair.bridge._lines, "line_bytes_max", 20)  # pyright: ignore[reportPrivateUsage]
+    data = b"\n\r\nwrong\n" + b"x" * 50 + b"\n\n7\n[]"
+    for start in range(0, len(data), piece_bytes):
+        pair.bridge.feed(data[start : start + piece_bytes])
+    pair.bridge.end_input()
+    assert [(line["line"], line["code"]) for line in pair.move()] == [
+        (3, "bad_message"),
+        (4, "too_large"),
+        (6, "bad_message"),
+        (7, "bad_message"),
+    ]
+
+
+# --- the end of input ---
+
+
+SUBSCRIBE = {"type": "request", "id": 2, "method": "events.subscribe"}
+
+
+def test_at_the_end_of_input_subscriptions_are_cancelled_and_the_rest_goes_on(pair: Pair) -> None:
+    pair.say(GENERATE, SUBSCRIBE)
+    pair.bridge.end_input()
+    pair.move()
+    assert [m for m in pair.heard if isinstance(m, Cancel)] == [Cancel(id=2, token=WELCOME.token)]
+    (ended,) = pair.tell(failure(2, "cancelled"))
+    assert (ended["id"], ended["code"]) == (2, "cancelled")
+    assert not pair.bridge.is_done
+    pair.tell(Result(id=RequestId(1)))
+    assert pair.bridge.is_done
+    assert len([m for m in pair.heard if isinstance(m, Cancel)]) == 1
+
+
+def test_a_subscription_that_the_end_of_input_overtakes_is_cancelled_too() -> None:
+    pair = Pair(welcomes=False)
+    pair.say(SUBSCRIBE)
+    pair.bridge.end_input()
+    pair.tell(WELCOME)
+    assert [type(m) for m in pair.heard] == [Hello, Request, Cancel]

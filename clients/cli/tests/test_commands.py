@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
+from unittest.mock import Mock
 
 import pytest
 
-from enclave.protocol.bodies import AskerInfo, InstanceInfo, MemoryInfo, WallsInfo, WhyRecord
-from enclave_cli.commands import ps, serve, why
+from enclave import discovery
+from enclave.discovery import Endpoint
+from enclave.exceptions import error_for
+from enclave.protocol.bodies import AskerInfo, EventChunk, InstanceInfo, JsonMap, MemoryInfo, WallsInfo, WhyRecord
+from enclave.protocol.codec import encode
+from enclave_cli import running
+from enclave_cli.commands import ps, serve, unload, why
 from enclave_cli.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -102,6 +110,40 @@ def test_on_a_terminal_ps_shortens_a_long_path_and_keeps_the_files_name() -> Non
     long = ps.text((replace(READY, model=LONG),), terminal=True).splitlines()[1]
     assert long.startswith("/home/someone/")
     assert "…/model.gguf  ready" in long
+
+
+HOSTILE = "\x1b]0;x\x07\x9b2J\u202e\r\n\x7f"
+
+
+def test_no_name_or_text_of_others_reaches_the_terminal_with_control_characters(run: Run, daemon: FakeDaemon) -> None:
+    asker = AskerInfo(session="c1", name=f"a{HOSTILE}b", running=1)
+    hostile = replace(READY, model=f"m{HOSTILE}", device=HOSTILE, id=f"i{HOSTILE}", askers=(asker,))
+    model = replace(
+        daemon.models_known[0],
+        name=f"n{HOSTILE}",
+        note=HOSTILE,
+        aliases=(HOSTILE,),
+        backends=(HOSTILE,),
+        source=f"s{HOSTILE}",
+    )
+    daemon.instances_known = (hostile,)
+    daemon.models_known = (model,)
+    daemon.records = (
+        WhyRecord(number=1, at=0.0, kind=f"k{HOSTILE}", text=HOSTILE, data={f"a{HOSTILE}": HOSTILE, "asker": HOSTILE}),
+    )
+    daemon.downloads_known = ({f"id{HOSTILE}": HOSTILE},)
+    daemon.news = (
+        EventChunk(topic="instances", name="snapshot", number=1, at=0.0, data={f"i{HOSTILE}": encode(hostile)}),
+        EventChunk(topic="models", name="added", number=1, at=0.0, key=HOSTILE, data=encode(model)),
+        EventChunk(topic=f"t{HOSTILE}", name=f"n{HOSTILE}", number=1, at=0.0, key="k", data={HOSTILE: HOSTILE}),
+    )
+    for command in ("ps", "list", "why", "events", "downloads", "show"):
+        for options in ((), ("--json",)):
+            done = run(command, *(("tiny",) if command == "show" else ()), *options)
+            assert done.exit_code == ExitCode.OK, done.err
+            # `show` and JSON may turn the writing's direction, which changes how a line looks and nothing else.
+            control = {c for c in done.out if unicodedata.category(c) == "Cc"} - {"\n"}
+            assert control == set(), (command, options)
 
 
 def test_ps_says_so_when_nothing_is_loaded(run: Run, daemon: FakeDaemon) -> None:
@@ -200,6 +242,17 @@ def test_unload_says_whether_there_was_something_to_unload(run: Run, daemon: Fak
     assert (done.exit_code, done.out) == (ExitCode.OK, "tiny was not loaded\n")
 
 
+def test_unload_takes_an_instances_id_and_a_model_that_is_called_like_one(run: Run, daemon: FakeDaemon) -> None:
+    assert run("unload", "i1").out == "i1 was unloaded\n"
+    assert daemon.request("unload") == {"model": None, "instance": "i1"}
+    unknown = run("unload", "i7")
+    assert (unknown.exit_code, unknown.err.splitlines()[0]) == (ExitCode.FAILED, "enclave: i7 is not loaded")
+    daemon.models_known = (replace(daemon.models_known[0], name="i7"),)
+    assert run("unload", "i7").exit_code == ExitCode.OK
+    assert daemon.asked[-2] == ("unload", {"model": "i7", "instance": None})
+    assert not unload.is_instance("i1", exists=lambda _: True)
+
+
 def test_why_is_asked_about_a_request_a_model_or_what_came_last(run: Run, daemon: FakeDaemon) -> None:
     for arguments, asked in (
         ([], {"request": None, "model": None, "limit": 40}),
@@ -240,7 +293,9 @@ def test_why_of_a_number_tells_what_led_to_it_and_what_it_led_to(run: Run, daemo
         done = run("why", about, "--json")
         assert [record["number"] for record in done.json["records"]] == [1, 2, 3, 4]
         assert daemon.request("why")["model"] is None
-    assert run("why", "77").out.startswith("Nothing is on record about 77.")
+    missing = run("why", "77")
+    assert (missing.exit_code, missing.out) == (ExitCode.FAILED, "")
+    assert missing.err.startswith("enclave: nothing is on record about 77\nhint: ")
     assert why.event_number("3", exists=lambda _: True) is None
 
 
@@ -264,6 +319,44 @@ def test_why_tells_who_asked_before_all_else_and_no_name_reaches_the_terminal_as
     assert why.told(record).startswith("asked by my-")
     row = why.text((record,), zone=UTC).splitlines()[1]
     assert row.endswith("asked by my-\ufffd[2Jeditor (pid 4711, /usr/bin/python3) request=c6/1")
+
+
+def test_why_of_a_client_or_an_instance_tells_what_names_it(run: Run, daemon: FakeDaemon) -> None:
+    told: tuple[dict[str, object], ...] = (
+        {"request": "c1/1", "client": "c1"},
+        {"request": "c11/1", "cause": "c11/1"},
+        {"cause": "c1/2", "instance": "i1"},
+        {"grant": {"instance": "i1"}, "detail": "c1"},
+    )
+    daemon.records = tuple(
+        WhyRecord(number=number, at=0.0, kind="k", data=data) for number, data in enumerate(told, start=1)
+    )
+    for about, numbers in (("c1", [1, 3]), ("i1", [3, 4]), ("c11", [2])):
+        assert [record["number"] for record in run("why", about, "--json").json["records"]] == numbers
+    assert [record["number"] for record in run("why", "c1", "--limit", "1", "--json").json["records"]] == [3]
+    assert not why.is_client_or_instance("c1", exists=lambda _: True)
+
+
+@pytest.mark.parametrize("about", ["c7", "i7", "c7/1", "99", "#99"])
+def test_why_of_what_is_not_on_record_is_an_error(about: str, run: Run, daemon: FakeDaemon) -> None:
+    daemon.records = ()
+    done = run("why", about, "--json")
+    assert (done.exit_code, done.json["error"]["code"]) == (ExitCode.FAILED, "not_on_record")
+
+
+def test_why_asks_for_a_model_that_is_called_like_an_instance(run: Run, daemon: FakeDaemon) -> None:
+    daemon.models_known = (replace(daemon.models_known[0], name="i7"),)
+    assert run("why", "i7").exit_code == ExitCode.OK
+    assert daemon.asked[-2] == ("why", {"request": None, "model": "i7", "limit": 40})
+
+
+def test_why_names_the_day_of_what_is_not_of_today() -> None:
+    noon = 12 * 3600.0
+    records = [WhyRecord(number=number, at=at, kind="k") for number, at in ((1, noon - 86_400), (2, noon))]
+    (heading, before, today) = why.text(records, zone=UTC, now=noon + 60).splitlines()
+    assert before.startswith("1969-12-31 12:00:00.000  ")
+    assert today.startswith("12:00:00.000 ")
+    assert heading.index("NUMBER") == before.index("#1") - 4
 
 
 def test_why_says_so_when_nothing_is_on_record(run: Run, daemon: FakeDaemon) -> None:
@@ -309,3 +402,70 @@ def test_serve_without_a_program_cannot_start_a_daemon(
     done = run("serve")
     assert done.exit_code == ExitCode.UNREACHABLE
     assert "hint: " in done.err
+
+
+def test_status_tells_of_the_daemon_that_answers(run: Run, daemon: FakeDaemon) -> None:
+    done = run("status")
+    assert done.exit_code == ExitCode.OK
+    facts = [line.split(maxsplit=1) for line in done.out.splitlines()]
+    assert ["daemon", "running, degraded"] in facts
+    assert ["up", "1 min 15 s"] in facts
+    assert facts[-1] == ["problem", "plugin torn: gone"]
+    assert daemon.request("connect")["start"] is False
+
+
+@pytest.mark.parametrize("command", ["status", "stop"])
+def test_a_daemon_that_does_not_answer_is_an_error_and_not_none(
+    command: str, run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENCLAVE_HOME", str(tmp_path))
+    daemon.fails_with = error_for("daemon_unavailable", "the daemon (pid 7) does not answer", hint="End it.")
+    assert run(command).err == ""
+    monkeypatch.setattr(discovery, "running", Mock(return_value=Endpoint("ipc:///e", 7)))
+    done = run(command)
+    assert (done.exit_code, done.out) == (ExitCode.UNREACHABLE, "")
+    assert done.err == "enclave: the daemon (pid 7) does not answer\nhint: End it.\n"
+
+
+def test_stop_waits_until_no_instance_has_a_request_at_work(
+    run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENCLAVE_HOME", str(tmp_path))
+    idle = replace(READY, id="i2")
+
+    def news() -> Iterator[EventChunk]:
+        told: tuple[tuple[str, str | None, JsonMap | None], ...] = (
+            ("snapshot", None, {"i1": encode(replace(READY, leases=1)), "i2": encode(idle)}),
+            ("behind", None, None),
+            ("snapshot", None, {"i1": encode(replace(READY, leases=2))}),
+            ("added", "i3", encode(replace(READY, id="i3", leases=1))),
+            ("removed", "i1", None),
+            ("changed", "i3", encode(replace(READY, id="i3"))),
+        )
+        for number, (name, key, data) in enumerate(told):
+            assert all(called != "shutdown" for called, _ in daemon.asked)
+            yield EventChunk(topic="instances", name=name, number=number, at=0.0, key=key, data=data)
+        raise AssertionError("nothing is at work any more")
+
+    daemon.news = cast("Sequence[EventChunk]", news())
+    done = run("stop", "--json")
+    assert (done.exit_code, done.json) == (ExitCode.OK, {"stopped": True, "pid": 2**22 + 1})
+    assert daemon.request("shutdown") == {"now": False}
+
+
+@pytest.mark.parametrize("code", ["connection_lost", "shutting_down"])
+def test_a_daemon_that_another_ends_meanwhile_has_ended_too(
+    code: str, run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENCLAVE_HOME", str(tmp_path))
+    daemon.answer_fails_with = error_for(code)
+    done = run("stop")
+    assert (done.exit_code, done.out) == (ExitCode.OK, f"The daemon (pid {2**22 + 1}) has ended.\n")
+
+
+def test_what_is_waited_for_is_told_with_its_clients() -> None:
+    askers = (AskerInfo(session="c1", name="me\x1b", running=1), AskerInfo(session="c2", name="idle", queued=1))
+    one = replace(READY, leases=1, askers=askers)
+    assert running.awaited([]) == ""
+    assert running.awaited([replace(one, askers=())]) == "waiting for 1 request"
+    assert running.awaited([one, one]) == "waiting for 2 requests of me\ufffd"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave.protocol import AttachmentInfo, Chunk, RemoteProtocolError, Request, Result, failure
+from enclave.protocol.methods import METHODS
 from enclave.protocol.packing import pack
-from enclave_cli.json_lines import LineSplitter, read_line, to_line, to_message
+from enclave_cli.json_lines import LineSplitter, complete, read_line, to_line, to_message
+from enclave_cli.output import plain
 
 
 def test_a_line_beyond_the_bound_is_refused_once_and_the_next_is_read() -> None:
@@ -105,6 +109,98 @@ def test_a_line_out_is_one_line_to_every_reader_of_lines() -> None:
     assert len(line.decode().splitlines()) == 1
     assert "é😀" in line.decode()
     assert json.loads(line)["body"]["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        (
+            {"body": {"prompt": "hi", "max_tokens": 2}},
+            "max_tokens",
+            "max_tokens: belongs beside `method`, not into `body`",
+        ),
+        ({"body": None, "prompt": "hi"}, "prompt", "prompt: belongs into `body`, not beside `method`"),
+        ({"prompt": "hi"}, "prompt", None),
+        (
+            {"method": "models.show", "body": None, "model": "tiny"},
+            "model",
+            "model: belongs into `body`, not beside `method`",
+        ),
+        ({"method": "models.show", "body": {"model": "tiny", "frames": []}}, "frames", None),
+        ({"method": "instances.load", "body": {"model": "m"}, "context": 512}, "context", None),
+    ],
+)
+def test_a_field_in_the_wrong_place_is_refused_and_told_where_it_belongs(
+    fields: dict[str, object], field: str, message: str | None
+) -> None:
+    with pytest.raises(RemoteProtocolError) as refused:
+        request(**fields)
+    assert refused.value.field == field
+    assert message is None or refused.value.message == message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"newer": 1, "body": {"prompt": "hi", "newer": 1, "max_tokens": None}},
+        {"method": "models.show", "model": "tiny", "body": {"model": "tiny"}},
+        {"method": "models.show", "body": {"model": "tiny"}, "priority": "normal", "prompt": "hi"},
+        {"method": "a.newer.one", "prompt": "hi", "body": {"max_tokens": 2}},
+    ],
+)
+def test_a_field_that_is_not_known_or_said_in_both_places_is_passed_on(fields: dict[str, object]) -> None:
+    assert request(**fields).body == pack(fields["body"])
+
+
+def result_body(method: str, body: object) -> object:
+    return json.loads(to_line(Result(id=1, body=pack(body)), method))["body"]
+
+
+def test_a_result_has_every_declared_field_and_whatever_else_came() -> None:
+    assert json.loads(to_line(Result(id=1), "instances.list"))["body"] == {"instances": []}
+    body = {"finish_reason": "stop", "usage": {"prompt_tokens": 3, "newer": 1}, "other": True}
+    timings = ("tokenize_seconds", "prompt_seconds", "first_token_seconds", "decoding_seconds", "total_seconds")
+    usage = {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": 0, "uncached_reason": None, "newer": 1}
+    assert result_body("generate", body) == {
+        "finish_reason": "stop",
+        "finish_reasons": [],
+        "template": None,
+        "usage": usage,
+        "timings": dict.fromkeys(timings),
+        "other": True,
+    }
+
+
+def test_what_lies_in_arrays_of_a_result_has_its_fields_too() -> None:
+    told: Any = result_body("instances.list", {"instances": [{"id": "i1", "askers": [{"session": "c1"}]}, 7]})
+    (instance, odd) = told["instances"]
+    assert (instance["leases"], instance["memory"]["kv"], instance["walls"], odd) == (0, None, None, 7)
+    assert instance["askers"] == [{"session": "c1", "pid": None, "program": None, "running": 0, "queued": 0}]
+
+
+def test_a_chunk_has_every_declared_field() -> None:
+    line = to_line(Chunk(id=1, seq=0, body=pack({"text": "a"})), "generate")
+    assert json.loads(line)["body"] == [{"text": "a", "tokens": [], "choice": 0, "reasoning": None, "tool_calls": []}]
+
+
+@pytest.mark.parametrize("method", [*METHODS, "a.newer.one"])
+def test_a_body_that_is_not_as_declared_passes_as_it_is(method: str) -> None:
+    for body in ([1], 7, None, "text"):
+        assert result_body(method, body) == body
+    odd: Any = result_body(method, {"usage": 7, "instances": {"a": 1}, "newer": 1})
+    assert (odd["usage"], odd["newer"]) == (7, 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_fields_that_are_filled_in_are_those_that_a_typed_client_reads(name: str) -> None:
+    row = METHODS[name]
+    for kind in (row.result, row.chunk):
+        if kind is not None and all(has_default(field) for field in dataclasses.fields(kind)):
+            assert complete(kind, {}) == plain(kind())
+
+
+def has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not field.default_factory
 
 
 @given(data=st.binary(max_size=400), cuts=st.lists(st.integers(0, 400), max_size=5), limit=st.integers(1, 50))

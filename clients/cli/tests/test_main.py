@@ -14,6 +14,7 @@ import click
 import pytest
 
 from enclave.exceptions import error_for
+from enclave.protocol.methods import METHODS
 from enclave_cli import errors, lazy
 from enclave_cli.errors import ExitCode
 
@@ -113,6 +114,8 @@ def test_the_version_is_printed(run: Run) -> None:
         ["downloads", "cancle", "d3"],
         ["downloads", "cancel"],
         ["events", "weather"],
+        ["load", "tiny", "--kv-type", "q4"],
+        ["run", "tiny", "Once", "--priority", "high"],
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(arguments: list[str], run: Run, daemon: FakeDaemon) -> None:
@@ -140,6 +143,50 @@ def test_what_is_no_command_brings_what_was_probably_meant(arguments: list[str],
     done = run(*arguments)
     assert done.exit_code == ExitCode.USAGE
     assert f"did you mean {meant}?" in done.err
+
+
+@pytest.mark.parametrize("arguments", [["tiny"], ["daemon", "end"]])
+def test_a_word_that_is_no_command_is_taken_for_no_model_without_a_sign_of_it(arguments: list[str], run: Run) -> None:
+    said = run(*arguments).err
+    assert "did you mean" not in said
+    assert "`enclave --help`" in said
+
+
+def test_what_is_built_is_told_in_the_help(run: Run) -> None:
+    methods = {"pull": "models.pull", "downloads": "downloads.list"}
+    missing = {
+        name for name in COMMANDS if (method := METHODS.get(methods.get(name, name))) is not None and not method.built
+    }
+    assert missing == lazy.NOT_BUILT
+    text = " ".join(run("--help").out.split())
+    assert {name for name in COMMANDS if f"{lazy.COMMANDS[name]} (not built yet)" in text} == missing
+    page = " ".join((ROOT / "docs/cli.md").read_text().split())
+    told = page.partition("Not built yet are ")[2].partition(". ")[0]
+    assert {name for name in COMMANDS if f"`{name}`" in told} == missing
+
+
+def test_what_is_no_number_is_said_in_plain_words(run: Run) -> None:
+    assert "'abc' is not a whole number." in run("run", "tiny", "--max-tokens", "abc").err
+    assert "'abc' is not a number." in run("run", "tiny", "--top-p", "abc").err
+
+
+def test_a_daemon_that_does_not_answer_is_not_said_to_need_a_start(run: Run, daemon: FakeDaemon) -> None:
+    daemon.fails_with = error_for(
+        "daemon_unavailable", "the daemon (pid 7) does not answer", hint="End it with `kill 7`."
+    )
+    assert "hint: End it with `kill 7`." in run("ps", "--no-start").err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_ctrl_c_after_the_end_of_a_command_changes_nothing(script: Script) -> None:
+    late = "import atexit, os, signal, sys; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    own, *arguments = script.command("list")[1:]
+    code = f"{late}; import runpy; sys.argv[1:] = {arguments!r}; runpy.run_path({own!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=script.environment({}), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (ExitCode.OK, "")
+    assert "tiny" in done.stdout
 
 
 def test_an_argument_that_is_no_text_is_named(run: Run, daemon: FakeDaemon) -> None:

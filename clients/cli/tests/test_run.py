@@ -350,6 +350,37 @@ def test_a_closed_standard_output_is_no_defect_either(script: Script) -> None:
 
 
 @posix_only
+def test_events_ends_where_standard_output_is_closed_from_the_start(script: Script) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *script.command("events")],
+        env=script.environment({"hangs": True}),
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (ExitCode.OK, b"")
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("options", "fails_with", "remark"),
+    [(("-v",), None, b"model "), ((), "worker_died", b"enclave: "), ((), None, b"")],
+)
+def test_what_is_said_after_an_answer_begins_a_line_where_both_go_to_one_file(
+    options: tuple[str, ...], fails_with: str | None, remark: bytes, script: Script, tmp_path: Path
+) -> None:
+    both, command = tmp_path / "both", script.command("run", "tiny", "Once", *options)
+    environment = script.environment({"answer_fails_with": fails_with})
+    with both.open("wb") as file:
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, check=False)
+    answer, newline, rest = both.read_bytes().partition(b"\n")
+    assert (answer, bool(newline)) == (TEXT.encode(), bool(remark))
+    assert rest.startswith(remark)
+    apart = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment, check=False)
+    assert apart.stdout == TEXT.encode()
+    assert apart.stderr.startswith(remark)
+
+
+@posix_only
 def test_an_open_pipe_that_stays_silent_is_told_of(script: Script) -> None:
     with script.running("run", "tiny", "Once", stdin=subprocess.PIPE) as (process, _):
         assert process.stderr is not None
@@ -444,6 +475,19 @@ def test_on_a_terminal_the_answer_ends_in_a_newline_and_carries_no_control_chara
     shown = terminal("run", "tiny", "Once", "--raw", texts=["\x1b[31mred"])
     assert shown.end() == "\ufffd[31mred\r\n"
     assert shown.process.returncode == ExitCode.OK
+
+
+@posix_only
+def test_on_a_terminal_the_start_of_the_daemon_is_told_of_when_it_takes_its_time(
+    terminal: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENCLAVE_HOME", str(tmp_path))
+    starting = terminal("ps", connects=False)
+    starting.until("starting the daemon")
+    starting.type("\x03")
+    shown = starting.end()
+    assert "Traceback" not in shown
+    assert starting.process.returncode == ExitCode.INTERRUPTED
 
 
 @posix_only

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from enclave_cli.errors import CommandError, Problem
+from enclave_cli.errors import CommandError, Problem, usage
 from enclave_cli.invocation import Invocation, Priority, no_start_option
 
 NAME = "enclave-bridge"
@@ -32,8 +32,8 @@ def command(invocation: Invocation, name: str, priority: Priority) -> None:
     a line for each message from it. Hello, session token, credit and pings are seen to. `docs/bridge.md` has the format
     and examples for Neovim and Node.
 
-    When standard input ends, the answers that are open come to their end, and then it ends. When nobody reads standard
-    output any more, or with Ctrl-C, they are cancelled.
+    When standard input ends, subscriptions are cancelled, the other open answers come to their end, and then it ends.
+    When nobody reads standard output any more, or with Ctrl-C, all are cancelled.
 
     \b
     Examples:
@@ -44,9 +44,13 @@ def command(invocation: Invocation, name: str, priority: Priority) -> None:
         # Elsewhere nothing can wait for a pipe and a socket at once.
         raise CommandError(Problem("unsupported", "enclave bridge needs a POSIX system"))
     from enclave.connecting import CONNECT_SECONDS, ClientOptions
+    from enclave.exceptions import BadRequestError
     from enclave_cli.bridge_loop import Terminated, bridge
 
-    options = ClientOptions.make(name, priority, invocation.start, None, CONNECT_SECONDS)
+    try:
+        options = ClientOptions.make(name, priority, invocation.start, None, CONNECT_SECONDS)
+    except BadRequestError as error:
+        raise usage(f"--{error.message}") from None
     try:
         code = bridge(options, _standard_input(), sys.stdout.fileno())
     except Terminated:

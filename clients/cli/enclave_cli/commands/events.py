@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enclave_cli import stdout
 from enclave_cli.changes import Changes
 from enclave_cli.errors import CommandError, ExitCode, problem_of
 from enclave_cli.invocation import Invocation, json_option, no_start_option
@@ -75,6 +76,8 @@ def _print_snapshot(invocation: Invocation, changes: Changes, found: Sequence[Ev
 
 
 def _print_all(invocation: Invocation, changes: Changes, events: Iterable[EventChunk]) -> None:
+    if stdout.is_closed():
+        raise BrokenPipeError  # nobody would ever end it
     if not invocation.json:
         invocation.print(changes.heading())
     for event in events:

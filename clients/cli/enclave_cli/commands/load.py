@@ -17,6 +17,8 @@ from enclave_cli.status_line import StatusLine
 if TYPE_CHECKING:
     from enclave.protocol.bodies import LoadResult
 
+KV_TYPES = ("f32", "f16", "q8_0")
+
 
 @click.command("load")
 @click.argument("model")
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Tokens that a prompt and its answer may take.",
 )
-@click.option("--kv-type", metavar="TYPE", help="Type of the key/value cache: f32, f16 or q8_0.")
+@click.option("--kv-type", type=click.Choice(KV_TYPES), help="Type of the key/value cache.")
 @click.option(
     "--flash-attention/--no-flash-attention",
     default=None,

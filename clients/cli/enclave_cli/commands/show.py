@@ -23,7 +23,7 @@ def command(invocation: Invocation, model: str) -> None:
     """Tell what is known of one model.
 
     MODEL is a name from `enclave list`, an alias, or the path of a file. Its header is read, nothing is loaded. A
-    header that cannot be read is told as `problem`.
+    header that cannot be read is an error; why the backend refuses a model that can be read is told as `problem`.
 
     \b
     Examples:
