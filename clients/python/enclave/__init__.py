@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from enclave.aio import AsyncClient as AsyncClient
     from enclave.aio_stream import AsyncStream as AsyncStream
+    from enclave.calls import RequestOptions as RequestOptions
+    from enclave.calls import SamplingOptions as SamplingOptions
     from enclave.client import Client as Client
     from enclave.exceptions import BackingOffError as BackingOffError
     from enclave.exceptions import BadConfigError as BadConfigError
@@ -62,7 +64,9 @@ if TYPE_CHECKING:
     from enclave.protocol.bodies import PullResult as PullResult
     from enclave.protocol.bodies import TextChunk as TextChunk
     from enclave.protocol.bodies import Timings as Timings
+    from enclave.protocol.bodies import UnloadResult as UnloadResult
     from enclave.protocol.bodies import Usage as Usage
+    from enclave.protocol.bodies import WallsInfo as WallsInfo
     from enclave.protocol.bodies import WhyRecord as WhyRecord
     from enclave.protocol.messages import Priority as Priority
     from enclave.protocol.messages import Progress as Progress
@@ -80,6 +84,8 @@ _HOMES = {
     "AsyncStream": "enclave.aio_stream",
     "Client": "enclave.client",
     "Stream": "enclave.stream",
+    "RequestOptions": "enclave.calls",
+    "SamplingOptions": "enclave.calls",
     "EnclaveError": "enclave.exceptions",
     "BadMessageError": "enclave.exceptions",
     "BadRequestError": "enclave.exceptions",
@@ -126,7 +132,9 @@ _HOMES = {
     "PullResult": "enclave.protocol.bodies",
     "TextChunk": "enclave.protocol.bodies",
     "Timings": "enclave.protocol.bodies",
+    "UnloadResult": "enclave.protocol.bodies",
     "Usage": "enclave.protocol.bodies",
+    "WallsInfo": "enclave.protocol.bodies",
     "WhyRecord": "enclave.protocol.bodies",
     "ChatResult": "enclave.results",
     "Embeddings": "enclave.results",
@@ -141,6 +149,8 @@ __all__ = [  # noqa: RUF022  the clients first
     "AsyncStream",
     "Client",
     "Stream",
+    "RequestOptions",
+    "SamplingOptions",
     "EnclaveError",
     "BadMessageError",
     "BadRequestError",
@@ -186,7 +196,9 @@ __all__ = [  # noqa: RUF022  the clients first
     "PullResult",
     "TextChunk",
     "Timings",
+    "UnloadResult",
     "Usage",
+    "WallsInfo",
     "WhyRecord",
     "ChatResult",
     "Embeddings",

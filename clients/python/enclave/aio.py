@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, Unpack
 
 from enclave import calls
 from enclave.aio_stream import AsyncStream
@@ -48,13 +48,15 @@ if TYPE_CHECKING:
     from enclave.protocol.messages import Priority, Progress
     from enclave.results import ChatResult, Embeddings, Prefilled, Ranking, TextResult
 
+Arguments = ParamSpec("Arguments")
+
 
 class AsyncClient:
     """A connection to this user's daemon, which is started if it does not run.
 
-    It connects at the first call or on entering an `async with` block, and again after the daemon was lost. Calls whose
-    answer had not begun are then asked again by themselves, once; the others raise ConnectionLostError, which says
-    which.
+    It connects at the first call or on entering an `async with` block, and again after `close` or when the daemon was
+    lost. Calls that were lost before their answer had begun are then asked again by themselves, once and in their
+    order; the others raise ConnectionLostError, which says which.
     """
 
     def __init__(
@@ -119,9 +121,7 @@ class AsyncClient:
     async def _make_connection(self) -> AsyncConnection:
         from enclave.aio_connection import AsyncConnection
 
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+        before = self._connection
         address = ""
         for _ in range(CONNECT_ATTEMPTS):
             address = await asyncio.to_thread(find_address, self._options, self._options.timeout)
@@ -134,25 +134,33 @@ class AsyncClient:
             except BaseException:
                 await connection.close()
                 raise
+            if before is not None:
+                connection.adopt(before)
+                await before.close()
             self._connection = connection
             return connection
         raise no_answer(address)
 
-    async def _again(self, answer: Answer) -> AsyncConnection | None:
+    async def _again(self, answer: Answer) -> None:
         """Ask on a new connection what was lost with the last one; when that can't be done, the answer has failed."""
         try:
-            connection = await self._connect()
-            connection.begin_again(answer)
-            return connection
+            (await self._connect()).begin_again(answer)
         except EnclaveError as error:
             answer.fail(not_again(answer.lost(), error))
-            return None
 
-    def _stream(self, call: calls.Call) -> AsyncStream[Any, Any]:
+    def _stream(
+        self, make: Callable[Arguments, calls.Call], *arguments: Arguments.args, **named_arguments: Arguments.kwargs
+    ) -> AsyncStream[Any, Any]:
+        """The answer to the call that `make` makes; what is wrong with it is raised to who waits."""
+        call: calls.Call | EnclaveError
+        try:
+            call = make(*arguments, **named_arguments)
+        except EnclaveError as error:
+            call = error
         return AsyncStream(call, self._connected(), self._connect, self._again)
 
     async def _ask(self, call: calls.Call) -> Any:
-        return await self._stream(call).result()
+        return await AsyncStream[Any, Any](call, self._connected(), self._connect, self._again).result()
 
     # --- running a model ---------------------------------------------------------------------------------------------
 
@@ -160,8 +168,9 @@ class AsyncClient:
         self, model: ModelName | None, prompt: Prompt, **options: Unpack[SamplingOptions]
     ) -> AsyncStream[TextChunk, TextResult]:
         """Continue a prompt as it is: no template, BOS as the vocabulary says; token ids are taken unchanged. Without
-        a model, the daemon's default one answers."""
-        return self._stream(calls.generate(named(model), prompt, options))
+        a model, the daemon's default one answers. `options` are those of `enclave.SamplingOptions`: `temperature`,
+        `max_tokens`, `stop`, `priority`, `deadline`, `progress`, …"""
+        return self._stream(calls.generate, named(model), prompt, options)
 
     def chat(
         self,
@@ -174,8 +183,9 @@ class AsyncClient:
         template_arguments: Message | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream[TextChunk, ChatResult]:
-        """Answer a conversation, rendered by the model's template, or by another."""
-        return self._stream(calls.chat(named(model), messages, tools, schema, template, template_arguments, options))
+        """Answer a conversation, rendered by the model's template, or by another. `options` are those of
+        `enclave.SamplingOptions`, as for `generate`."""
+        return self._stream(calls.chat, named(model), messages, tools, schema, template, template_arguments, options)
 
     def infill(
         self,
@@ -187,7 +197,7 @@ class AsyncClient:
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream[TextChunk, TextResult]:
         """Fill in the text between two others."""
-        return self._stream(calls.infill(named(model), prefix, suffix, order, options))
+        return self._stream(calls.infill, named(model), prefix, suffix, order, options)
 
     async def prefix(
         self,
@@ -280,8 +290,8 @@ class AsyncClient:
     def pull(
         self, reference: str, *, progress: Callable[[Progress], object] | None = None
     ) -> AsyncStream[Progress, PullResult]:
-        """Fetch a model: iterate for progress."""
-        return self._stream(calls.pull(reference, progress))
+        """Fetch a model: await it, or iterate for progress. Letting go of the stream cancels the pull."""
+        return self._stream(calls.pull, reference, progress)
 
     async def downloads(self) -> list[JsonMap]:
         """Pulls that wait, run or have failed."""
@@ -309,7 +319,8 @@ class AsyncClient:
         progress: Callable[[Progress], object] | None = None,
         wait: bool = True,
     ) -> AsyncStream[Progress, LoadResult]:
-        """Have a model ready: await it, or iterate for progress. `wait` is for the blocking client's signature."""
+        """Have a model ready: await it for a result with the `instance`, or iterate for progress. Letting go of the
+        stream cancels the load. `wait` is for the blocking client's signature."""
         params = {
             "model": named(model),
             "backend": backend,
@@ -320,7 +331,7 @@ class AsyncClient:
             "sequences": sequences,
             "pin": pin,
         }
-        return self._stream(calls.load(params, progress))
+        return self._stream(calls.load, params, progress)
 
     async def unload(self, model: ModelName | None = None, *, instance: str | None = None) -> UnloadResult:
         """End a model's instances, or one by its id."""
@@ -339,7 +350,10 @@ class AsyncClient:
     async def why(
         self, request: str | None = None, *, model: ModelName | None = None, limit: int = 100
     ) -> list[WhyRecord]:
-        """The story of a request or a model, or of whatever came last; oldest first."""
+        """The story of a request or a model, or of whatever came last; oldest first.
+
+        `request` is a request as `enclave why` prints it, session and number: "c1/2". A model is named by `model`.
+        """
         return list((await self._ask(calls.why(request, named(model), limit))).records)
 
     async def info(self) -> DaemonInfo:
@@ -373,7 +387,7 @@ class AsyncClient:
     def events(self, *topics: str) -> AsyncStream[EventChunk, None]:
         """Models, instances, downloads or hardware (all of them if none is named): a snapshot of each, then every
         change. It ends when it is cancelled."""
-        return self._stream(calls.events(topics))
+        return self._stream(calls.events, topics)
 
     async def shutdown(self, *, now: bool = False) -> None:
         """End the daemon; with `now` without waiting for what runs."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 
 import zmq
 
 from enclave import calls
-from enclave.connecting import ClientOptions, lost_error, no_welcome, program
+from enclave.connecting import ClientOptions, lost_error, no_connection, no_welcome, program
 from enclave.conversation import Answer, Conversation
-from enclave.dealer import MONITORED, is_lost, send, set_options
+from enclave.dealer import Dealer, is_lost, send
 from enclave.sockets import LoopReader
 
 
@@ -21,19 +22,26 @@ class AsyncConnection:
     """The socket with its conversation; both end together."""
 
     def __init__(self, options: ClientOptions, address: str) -> None:
+        """Connect, without waiting. Raises EnclaveError."""
         self.address = address
         self.conversation = Conversation(options.name, program(), options.priority)
         self._process = os.getpid()
         self._loop = asyncio.get_running_loop()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._closed = False
         self._news: dict[Answer, asyncio.Event] = {}
         """Of each open answer; answers compare by identity."""
         self._welcomed = asyncio.Event()
-        set_options(self._socket)
-        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(MONITORED)
-        self._socket.connect(address)
+        self._dealer = Dealer(self)
+        try:
+            self._dealer.open()
+            self._dealer.socket.connect(address)
+        except (zmq.ZMQError, OSError) as error:
+            self._dealer.close()
+            raise no_connection(address, error) from None
+        except BaseException:
+            self._dealer.close()
+            raise
+        self._socket, self._monitor = self._dealer.socket, self._dealer.monitor
         self._reader = LoopReader(self._socket, self._take, self._loop)
         self._monitor_reader = LoopReader(self._monitor, self._take_news, self._loop)
         self._flush()
@@ -55,6 +63,9 @@ class AsyncConnection:
                 await self._welcomed.wait()
         except TimeoutError:
             raise no_welcome(self.address, options.timeout) from None
+        self._raise_if_over()
+
+    def _raise_if_over(self) -> None:
         if self.conversation.ending is not None:
             raise self.conversation.ending
 
@@ -62,18 +73,31 @@ class AsyncConnection:
 
     def begin(self, call: calls.Call) -> Answer:
         """Send a call's request; raises EnclaveError."""
+        self._raise_if_over()
         answer = self.conversation.begin(call, self._loop.time())
         self._begun(answer)
         return answer
 
     def begin_again(self, answer: Answer) -> None:
         """Send a displaced call's request; raises EnclaveError."""
-        self.conversation.begin_again(answer, self._loop.time())
-        self._begun(answer)
+        self._raise_if_over()
+        if answer.displaced:
+            self.conversation.begin_again(answer, self._loop.time())
+            self._begun(answer)
 
     def _begun(self, answer: Answer) -> None:
+        answer.place = self
         self._news[answer] = asyncio.Event()
         self._flush()
+
+    def adopt(self, before: AsyncConnection) -> None:
+        """Ask again what was lost with the connection before this one."""
+        for answer in self.conversation.adopt(before.hand_over(), self._loop.time()):
+            self._begun(answer)
+
+    def hand_over(self) -> list[Answer]:
+        """What is to be asked again on the next connection."""
+        return self.conversation.hand_over() if self._process == os.getpid() else []  # the other process asks
 
     def take(self, answer: Answer) -> list[object]:
         """The next thing that iterating gives, if there is one, and send the credit that is due."""
@@ -92,6 +116,13 @@ class AsyncConnection:
         self.conversation.cancel(answer)
         self._flush()
         self._wake([answer])
+
+    def drop(self, answer: Answer) -> None:
+        """Cancel what nobody can read any more. The garbage collector calls this, in any thread and in the middle of
+        anything, so it is left to the loop."""
+        if self._process == os.getpid():
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(lambda: answer.place.cancel(answer))
 
     async def wait(self, answer: Answer) -> None:
         """Wait until something came for the answer."""
@@ -158,7 +189,4 @@ class AsyncConnection:
         if not self._loop.is_closed():
             self._reader.close()
             self._monitor_reader.close()
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close(0)
-        self._context.term()
+        self._dealer.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
-from enclave.exceptions import CancelledError
+from enclave.exceptions import CancelledError, EnclaveError
 
 if TYPE_CHECKING:
     from enclave.aio_connection import AsyncConnection
@@ -21,60 +22,76 @@ ResultT = TypeVar("ResultT")
 class AsyncStream(Generic[ItemT, ResultT]):
     """The answer to a call while it comes: iterate for its pieces, `result()` (or awaiting it) for the whole.
 
-    The request is sent at once, or as soon as the client is connected. Leaving an `async for` loop early, leaving the
-    `async with` block, `cancel()` or cancelling the task that waits cancels the request. Tasks may share a stream: each
-    piece goes to one of them.
+    The request is sent at once, or as soon as the client is connected; what is wrong with it is raised to who waits.
+    Leaving an `async for` loop early, leaving the `async with` block, `cancel()`, letting go of the stream or
+    cancelling the task that waits cancels the request. What had come is in `text`; a second iteration does not give it
+    again, and `result()` may raise CancelledError then. Tasks may share a stream: each piece goes to one of them.
     """
 
     def __init__(
         self,
-        call: Call,
+        call: Call | EnclaveError,
         connected: AsyncConnection | None,
         connect: Callable[[], Awaitable[AsyncConnection]],
-        again: Callable[[Answer], Awaitable[AsyncConnection | None]],
+        again: Callable[[Answer], Awaitable[None]],
     ) -> None:
-        """`connected` is where to send now; without one, `connect` is awaited. `again` asks a displaced answer's
-        question on a new connection; without one, the answer has failed."""
-        self._call = call
+        """`call` may be why there is none. `connected` is where to send now; without one, `connect` is awaited. `again`
+        asks a displaced answer's question on a new connection, or lets it fail."""
         self._again = again
-        self._connection: AsyncConnection | None = None
         self._answer: Answer | None = None
+        self._failed: EnclaveError | None = None
+        """Why nothing was asked."""
         self._opening: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
         self._cancelled = False
-        if connected is not None:
-            self._begin(connected)
+        if isinstance(call, EnclaveError):
+            self._failed = call
+        elif connected is not None:
+            self._begin(call, connected)
         else:
-            self._opening = asyncio.get_running_loop().create_task(self._open(connect))
-            self._opening.add_done_callback(_retrieve)
+            self._opening = asyncio.get_running_loop().create_task(self._open(call, connect))
 
     def __repr__(self) -> str:
-        state = f"{self._call.method}, connecting" if self._answer is None else repr(self._answer)
-        return f"<AsyncStream {state}>"
+        if self._failed is not None:
+            return f"<AsyncStream failed: {self._failed.code}>"
+        return f"<AsyncStream {'connecting' if self._answer is None else repr(self._answer)}>"
 
-    def _begin(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-        self._answer = connection.begin(self._call)
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Nobody can read it any more. It may be any thread that finds this out.
+        answer: Answer | None = getattr(self, "_answer", None)
+        if answer is not None and not answer.done and not answer.cancelled and not is_finalizing():
+            cast("AsyncConnection", answer.place).drop(answer)
 
-    async def _open(self, connect: Callable[[], Awaitable[AsyncConnection]]) -> None:
-        self._begin(await connect())
+    def _begin(self, call: Call, connection: AsyncConnection) -> None:
+        try:
+            self._answer = connection.begin(call)
+        except EnclaveError as error:
+            self._failed = error
 
-    async def _opened(self) -> tuple[AsyncConnection, Answer]:
+    async def _open(self, call: Call, connect: Callable[[], Awaitable[AsyncConnection]]) -> None:
+        try:
+            self._begin(call, await connect())
+        except EnclaveError as error:
+            self._failed = error
+
+    async def _opened(self) -> Answer:
+        if self._answer is None and self._opening is not None and not self._cancelled:
+            await asyncio.wait([self._opening])  # who waits may be cancelled without it
+            if not self._opening.cancelled():
+                self._opening.result()
+        if self._failed is not None:
+            raise self._failed
         if self._answer is None:
-            if self._cancelled or self._opening is None:
-                raise CancelledError
-            await self._opening
-        assert self._connection is not None
-        assert self._answer is not None
-        return self._connection, self._answer
+            raise CancelledError
+        return self._answer
 
     async def __aiter__(self) -> AsyncIterator[ItemT]:
         try:
-            _, answer = await self._opened()
+            answer = await self._opened()
             while True:
-                connection = self._report(answer)
+                self._report(answer)
                 if answer.has_items:
-                    for item in cast("list[ItemT]", connection.take(answer)):
+                    for item in cast("list[ItemT]", _connection(answer).take(answer)):
                         yield item
                 elif answer.done or answer.cancelled:
                     break
@@ -88,8 +105,8 @@ class AsyncStream(Generic[ItemT, ResultT]):
     async def result(self) -> ResultT:
         """Wait for the end and give the whole; raises the EnclaveError that the call ended with."""
         try:
-            connection, answer = await self._opened()
-            connection.collect(answer)
+            answer = await self._opened()
+            _connection(answer).collect(answer)
             while not answer.done:
                 await self._wait(answer)
                 self._report(answer)
@@ -105,19 +122,16 @@ class AsyncStream(Generic[ItemT, ResultT]):
                 self._moving = asyncio.get_running_loop().create_task(self._move(answer))
             await asyncio.shield(self._moving)
         else:
-            assert self._connection is not None
-            await self._connection.wait(answer)
+            await _connection(answer).wait(answer)
 
     async def _move(self, answer: Answer) -> None:
-        self._connection = await self._again(answer) or self._connection
+        await self._again(answer)
 
-    def _report(self, answer: Answer) -> AsyncConnection:
-        """Tell of the progress; gives the connection that the answer comes over now."""
-        if self._call.progress is not None:
+    def _report(self, answer: Answer) -> None:
+        progress = answer.call.progress
+        if progress is not None:
             for news in answer.take_progress():
-                self._call.progress(news)
-        assert self._connection is not None
-        return self._connection
+                progress(news)
 
     def __await__(self) -> Generator[Any, None, ResultT]:
         return self.result().__await__()
@@ -130,13 +144,19 @@ class AsyncStream(Generic[ItemT, ResultT]):
     @property
     def done(self) -> bool:
         """Whether the end has been seen."""
-        return self._answer is not None and self._answer.done
+        return self._failed is not None or (self._answer is not None and self._answer.done)
+
+    @property
+    def text(self) -> str:
+        """What has come so far, of the first choice, also when the request was cancelled or has failed; empty for
+        what is not text."""
+        return "" if self._answer is None else self._answer.gathered.text
 
     def cancel(self) -> None:
         """Ask for the end now; does nothing when it has come already."""
         self._cancelled = True
-        if self._connection is not None and self._answer is not None:
-            self._connection.cancel(self._answer)
+        if self._answer is not None:
+            _connection(self._answer).cancel(self._answer)
         elif self._opening is not None:
             self._opening.cancel()
 
@@ -149,7 +169,5 @@ class AsyncStream(Generic[ItemT, ResultT]):
         self.cancel()
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
-    # Whoever waits for the stream gets the error; if nobody does, it is nobody's.
-    if not task.cancelled():
-        task.exception()
+def _connection(answer: Answer) -> AsyncConnection:
+    return cast("AsyncConnection", answer.place)

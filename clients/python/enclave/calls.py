@@ -5,8 +5,9 @@ Both clients build their requests here, so that they cannot differ. Nothing here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import field
+from operator import index
 from typing import Any, Literal, TypedDict, cast
 
 from enclave.exceptions import BadRequestError, error_from
@@ -122,6 +123,11 @@ class Call:
         return self.header.get("deadline")
 
     @property
+    def supersedes(self) -> str | None:
+        """The key: of those that have the same, only the last is wanted."""
+        return self.header.get("supersedes")
+
+    @property
     def is_repeatable(self) -> bool:
         """Whether its method may be asked again when nothing has come of the first time."""
         return METHODS[self.method].repeatable
@@ -148,8 +154,8 @@ def chat(
 ) -> Call:
     """A conversation."""
     params = {
-        "messages": tuple(messages),
-        "tools": tuple(tools),
+        "messages": _maps("messages", messages),
+        "tools": _maps("tools", tools),
         "schema": schema,
         "template": template,
         "template_arguments": template_arguments,
@@ -159,7 +165,8 @@ def chat(
 
 def infill(model: str, prefix: str, suffix: str, order: str, options: SamplingOptions) -> Call:
     """Text between two others."""
-    return _call("infill", model, InfillParams, {"prefix": prefix, "suffix": suffix, "order": order}, options)
+    params = {"prefix": _text("prefix", prefix), "suffix": _text("suffix", suffix), "order": order}
+    return _call("infill", model, InfillParams, params, options)
 
 
 def prefix(
@@ -171,7 +178,12 @@ def prefix(
     options: RequestOptions,
 ) -> Call:
     """A named beginning."""
-    params = {"name": name, "messages": tuple(messages), "prompt": _prompt(prompt), "tools": tuple(tools)}
+    params = {
+        "name": name,
+        "messages": _maps("messages", messages),
+        "prompt": None if prompt is None else _prompt(prompt),
+        "tools": _maps("tools", tools),
+    }
     return _call("prefix", model, PrefixParams, params, options)
 
 
@@ -179,29 +191,34 @@ def prefill(
     model: str, prompt: Prompt | None, messages: Sequence[Message], tools: Sequence[Message], options: RequestOptions
 ) -> Call:
     """A prompt to compute ahead."""
-    params = {"messages": tuple(messages), "prompt": _prompt(prompt), "tools": tuple(tools)}
+    params = {
+        "messages": _maps("messages", messages),
+        "prompt": None if prompt is None else _prompt(prompt),
+        "tools": _maps("tools", tools),
+    }
     return _call("prefill", model, PrefillParams, params, options)
 
 
 def embed(model: str, texts: str | Sequence[str], normalize: bool, options: RequestOptions) -> Call:
     """Texts to vectors."""
-    params = {"texts": (texts,) if isinstance(texts, str) else tuple(texts), "normalize": normalize}
+    params = {"texts": (texts,) if isinstance(texts, str) else _texts("texts", texts), "normalize": normalize}
     return _call("embed", model, EmbedParams, params, options)
 
 
 def rerank(model: str, query: str, documents: Sequence[str], top: int | None, options: RequestOptions) -> Call:
     """Documents by how well they answer."""
-    return _call("rerank", model, RerankParams, {"query": query, "documents": tuple(documents), "top": top}, options)
+    params = {"query": _text("query", query), "documents": _texts("documents", documents), "top": top}
+    return _call("rerank", model, RerankParams, params, options)
 
 
 def tokenize(model: str, text: str, special: bool) -> Call:
     """Text to token ids."""
-    return _call("tokenize", model, TokenizeParams, {"text": text, "special": special}, {})
+    return _call("tokenize", model, TokenizeParams, {"text": _text("text", text), "special": special}, {})
 
 
 def detokenize(model: str, tokens: Sequence[int]) -> Call:
     """Token ids to text."""
-    return _call("detokenize", model, DetokenizeParams, {"tokens": tuple(tokens)}, {})
+    return _call("detokenize", model, DetokenizeParams, {"tokens": _tokens("tokens", tokens)}, {})
 
 
 def render(
@@ -214,8 +231,8 @@ def render(
 ) -> Call:
     """What the model would see."""
     params = {
-        "messages": tuple(messages),
-        "tools": tuple(tools),
+        "messages": _maps("messages", messages),
+        "tools": _maps("tools", tools),
         "template": template,
         "template_arguments": template_arguments,
         "add_generation_prompt": add_generation_prompt,
@@ -338,8 +355,50 @@ def events(topics: Sequence[str]) -> Call:
     return _call("events.subscribe", None, EventsParams, {"topics": tuple(topics)}, {})
 
 
-def _prompt(prompt: Prompt | None) -> object:
-    return prompt if prompt is None or isinstance(prompt, str) else tuple(prompt)
+def _prompt(prompt: Prompt) -> object:
+    return prompt if isinstance(prompt, str) else _tokens("prompt", prompt, "text or token ids")
+
+
+def _tokens(name: str, value: Sequence[int], expected: str = "token ids") -> tuple[int, ...]:
+    """Token ids of any integer type; raises TypeError for anything else."""
+    given = _items(name, value, expected)
+    try:
+        return tuple(map(index, cast("tuple[int, ...]", given)))
+    except TypeError:
+        wrong = next(item for item in given if not hasattr(item, "__index__"))
+        raise TypeError(f"{name}: {expected}, not a list of {_kind(wrong)}") from None
+
+
+def _items(name: str, value: object, expected: str) -> tuple[object, ...]:
+    """The items of a sequence; raises TypeError for what is none, or is one of something else altogether."""
+    if isinstance(value, str | bytes | bytearray | memoryview | Mapping | Set) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: {expected}, not {_kind(cast(object, value))}")
+    return tuple(cast("Iterable[object]", value))
+
+
+def _texts(name: str, value: Sequence[str]) -> tuple[object, ...]:
+    given = _items(name, value, "a list of texts")
+    for item in given:
+        _text(name, item, "a list of texts, not one of ")
+    return given
+
+
+def _maps(name: str, value: Sequence[Message]) -> tuple[object, ...]:
+    given = _items(name, value, "a list of maps")
+    for item in given:
+        if not isinstance(item, Mapping):
+            raise TypeError(f"{name}: a list of maps, not of {_kind(item)}")
+    return given
+
+
+def _text(name: str, value: object, expected: str = "text, not ") -> object:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: {expected}{_kind(value)}")
+    return value
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _call(
@@ -354,6 +413,8 @@ def _call(
     header: dict[str, Any] = {}
     given = dict(cast("Mapping[str, Any]", options))
     progress = given.pop("progress", None)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress: a function, not {_kind(progress)}")
     with_events = given.pop("events", False)
     for option, value in given.items():
         if option not in _OPTION_NAMES:
@@ -370,7 +431,7 @@ def _call(
     if "priority" in header:
         header["priority"] = priority_of(header["priority"])
     if "stop" in body:
-        body["stop"] = tuple(cast("Sequence[str]", body["stop"]))
+        body["stop"] = _texts("stop", cast("Sequence[str]", body["stop"]))
     if model is not None and not isinstance(cast(object, model), str):
         raise TypeError(f"{name}(): a model is named by text or a path, not by {type(model).__name__}")
     try:
@@ -383,7 +444,7 @@ def _call(
             events=with_events,
         )
     except LocalProtocolError as error:
-        raise error_from(error) from error
+        raise error_from(error) from None
 
 
 def priority_of(value: object) -> Priority:

@@ -53,8 +53,9 @@ if TYPE_CHECKING:
 class Client:
     """A connection to this user's daemon, which is started if it does not run.
 
-    It connects at the first call or on entering a `with` block, and again after the daemon was lost. Calls whose answer
-    had not begun are then asked again by themselves, once; the others raise ConnectionLostError, which says which.
+    It connects at the first call or on entering a `with` block, and again after `close` or when the daemon was lost.
+    Calls that were lost before their answer had begun are then asked again by themselves, once and in their order; the
+    others raise ConnectionLostError, which says which.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class Client:
         `timeout` (seconds) is for connecting, including the daemon's start.
         """
         self._options = ClientOptions.make(name, priority, start, endpoint, timeout)
-        self._process = os.getpid()
-        self._connecting = threading.Lock()
+        self._connecting: dict[int, threading.Lock] = {}
+        """By process: after a fork, a thread that is not here may hold the old one."""
         self._connection: Connection | None = None
 
     def __repr__(self) -> str:
@@ -101,16 +102,15 @@ class Client:
         connection = self._connection
         if connection is not None and connection.look():
             return connection
-        if self._process != os.getpid():
-            # After a fork: another thread may have held the lock then, and that thread is not here.
-            self._process = os.getpid()
-            self._connecting = threading.Lock()
-        with self._connecting:
-            connection = self._connection
-            if connection is not None and connection.look():
-                return connection
-            self.close()
-            self._connection = connection = self._connected()
+        with self._connecting.setdefault(os.getpid(), threading.Lock()):
+            before = self._connection
+            if before is not None and before.look():
+                return before
+            connection = self._connected()
+            if before is not None:
+                connection.adopt(before)
+                before.close()
+            self._connection = connection
             return connection
 
     def _connected(self) -> Connection:
@@ -126,19 +126,15 @@ class Client:
                 continue
         raise no_answer(address)
 
-    def _again(self, answer: Answer) -> Connection | None:
+    def _again(self, answer: Answer) -> None:
         """Ask on a new connection what was lost with the last one; when that can't be done, the answer has failed."""
         try:
-            connection = self._connect()
-            connection.begin_again(answer)
-            return connection
+            self._connect().begin_again(answer)
         except EnclaveError as error:
             answer.fail(not_again(answer.lost(), error))
-            return None
 
     def _stream(self, call: calls.Call) -> Stream[Any, Any]:
-        connection = self._connect()
-        return Stream(connection, connection.begin(call), self._again)
+        return Stream(self._connect().begin(call), self._again)
 
     def _ask(self, call: calls.Call) -> Any:
         with self._stream(call) as stream:
@@ -150,7 +146,8 @@ class Client:
         self, model: ModelName | None, prompt: Prompt, **options: Unpack[SamplingOptions]
     ) -> Stream[TextChunk, TextResult]:
         """Continue a prompt as it is: no template, BOS as the vocabulary says; token ids are taken unchanged. Without
-        a model, the daemon's default one answers."""
+        a model, the daemon's default one answers. `options` are those of `enclave.SamplingOptions`: `temperature`,
+        `max_tokens`, `stop`, `priority`, `deadline`, `progress`, …"""
         return self._stream(calls.generate(named(model), prompt, options))
 
     def chat(
@@ -164,7 +161,8 @@ class Client:
         template_arguments: Message | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream[TextChunk, ChatResult]:
-        """Answer a conversation, rendered by the model's template, or by another."""
+        """Answer a conversation, rendered by the model's template, or by another. `options` are those of
+        `enclave.SamplingOptions`, as for `generate`."""
         return self._stream(calls.chat(named(model), messages, tools, schema, template, template_arguments, options))
 
     def infill(
@@ -270,7 +268,7 @@ class Client:
     def pull(
         self, reference: str, *, progress: Callable[[Progress], object] | None = None
     ) -> Stream[Progress, PullResult]:
-        """Fetch a model: iterate for progress."""
+        """Fetch a model: iterate for progress, or wait for `result()`. Letting go of the stream cancels the pull."""
         return self._stream(calls.pull(reference, progress))
 
     def downloads(self) -> list[JsonMap]:
@@ -299,7 +297,8 @@ class Client:
         progress: Callable[[Progress], object] | None = None,
         wait: bool = True,
     ) -> Stream[Progress, LoadResult]:
-        """Have a model ready. With `wait` it is when this returns; without, iterate for progress."""
+        """Have a model ready. With `wait` it is when this returns; without, iterate for progress, and hold on to the
+        stream: letting go of it cancels the load. Its `result()` has the `instance`."""
         params = {
             "model": named(model),
             "backend": backend,
@@ -331,7 +330,10 @@ class Client:
         return list(self._ask(calls.plugins()).plugins)
 
     def why(self, request: str | None = None, *, model: ModelName | None = None, limit: int = 100) -> list[WhyRecord]:
-        """The story of a request or a model, or of whatever came last; oldest first."""
+        """The story of a request or a model, or of whatever came last; oldest first.
+
+        `request` is a request as `enclave why` prints it, session and number: "c1/2". A model is named by `model`.
+        """
         return list(self._ask(calls.why(request, named(model), limit)).records)
 
     def info(self) -> DaemonInfo:

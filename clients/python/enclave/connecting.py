@@ -10,8 +10,14 @@ import sys
 
 from enclave import __version__
 from enclave.calls import priority_of
-from enclave.exceptions import ConnectionLostError, DaemonUnavailableError, EnclaveError, LostRequest
-from enclave.protocol.messages import Priority
+from enclave.exceptions import (
+    BadRequestError,
+    ConnectionLostError,
+    DaemonUnavailableError,
+    EnclaveError,
+    LostRequest,
+)
+from enclave.protocol.messages import NAME_LENGTH_MAX, REFERENCE_LENGTH_MAX, SECONDS_MAX, Priority
 from enclave.protocol.records import record
 
 CONNECT_SECONDS = 10.0
@@ -35,14 +41,44 @@ class ClientOptions:
     def make(
         cls, name: str | None, priority: str | Priority, start: bool, endpoint: str | None, timeout: float
     ) -> ClientOptions:
-        """The options with their defaults; raises BadRequestError for an unknown priority."""
+        """The options with their defaults; raises BadRequestError for what they cannot be."""
+        if name is not None:
+            _check("name", name, _is_text(name, NAME_LENGTH_MAX), f"text of at most {NAME_LENGTH_MAX} characters")
+        if endpoint is not None:
+            _check("endpoint", endpoint, _is_text(endpoint, REFERENCE_LENGTH_MAX), "an address such as ipc:///path")
+        _check("timeout", timeout, _is_seconds(timeout), "a number of seconds")
         return cls(
-            name=name or os.path.basename(sys.argv[0]) or "python",  # noqa: PTH119 - pathlib is slow to import
+            name=name or _program_name(),
             priority=priority_of(priority),
             start=start,
             endpoint=endpoint,
             timeout=timeout,
         )
+
+
+def _check(field: str, value: object, is_right: bool, expected: str) -> None:
+    if not is_right:
+        shown = repr(value)
+        raise BadRequestError(f"{field}: expected {expected}, not {shown[:40]}{'…' * (len(shown) > 40)}", field=field)
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= SECONDS_MAX
+
+
+def _is_text(value: object, length_max: int) -> bool:
+    if not isinstance(value, str) or len(value) > length_max:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def _program_name() -> str:
+    name = os.path.basename(sys.argv[0] if sys.argv else "")  # noqa: PTH119 - pathlib is slow to import
+    return name.encode(errors="replace").decode()[:NAME_LENGTH_MAX] or "python"
 
 
 def program() -> str:
@@ -92,6 +128,13 @@ def no_welcome(address: str, timeout: float) -> DaemonUnavailableError:
         f"the daemon (pid {state.pid}) does not answer, not within {timeout:g} s",
         hint=f"End it with `kill {state.pid}`, or `kill -KILL {state.pid}` if that does not help; "
         f"its log is {where.log_file}.",
+    )
+
+
+def no_connection(address: str, error: Exception) -> DaemonUnavailableError:
+    """What connecting ends with when the socket cannot be made, or not for this address."""
+    return DaemonUnavailableError(
+        f"no connection to {address} can be made: {error}", hint="Is it an address such as ipc:///path?"
     )
 
 

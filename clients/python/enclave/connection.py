@@ -11,16 +11,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from math import ceil
+from types import TracebackType
 
 import zmq
 
 from enclave import calls
-from enclave.connecting import ClientOptions, lost_error, no_welcome, program
+from enclave.connecting import ClientOptions, lost_error, no_connection, no_welcome, program
 from enclave.conversation import Answer, Conversation
-from enclave.dealer import MONITORED, is_lost, send, set_options
+from enclave.dealer import Dealer, is_lost, send
 from enclave.exceptions import ConnectionLostError
 
 MESSAGES_A_TURN = 256
@@ -28,8 +29,27 @@ MESSAGES_A_TURN = 256
 WAKES_A_TURN = 4096
 """Bytes, one for each time that a thread woke the one that reads."""
 
-_INHERITED: list[Connection] = []
-"""Connections of the process that this one was forked from: nothing of them may be closed here."""
+
+class _Whole:
+    """Between a message's counting and its sending, or its reading and its counting, nothing may come in between.
+
+    Ctrl-C may still do. Then the two sides no longer agree, so this connection ends and the next call makes a new
+    one. Expected errors are raised before anything is counted.
+    """
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.go_on_breaking_off()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            self._connection.break_off()
 
 
 class Connection:
@@ -47,25 +67,29 @@ class Connection:
         """Stands for the call that waits in poll, so that the sockets are its thread's alone."""
         self._is_sending = False
         """Whether the outbox is being emptied: what a garbage collection in the middle of it adds goes along."""
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self._is_broken = False
+        """Whether Ctrl-C came in the middle of a message."""
         self._closed = False
-        set_options(self._socket)
-        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(MONITORED)
-        self._wake, self._woken = socket.socketpair()
-        self._wake.setblocking(False)
-        self._woken.setblocking(False)
+        self._dealer = Dealer(self)
         self._poller = zmq.Poller()
         try:
+            self._dealer.open()
+            self._socket, self._monitor = self._dealer.socket, self._dealer.monitor
+            self._wake, self._woken = self._dealer.besides = socket.socketpair()
+            self._wake.setblocking(False)
+            self._woken.setblocking(False)
             for each in (self._socket, self._monitor, self._woken):
                 self._poller.register(each, zmq.POLLIN)
             self._socket.connect(address)
-            with self._whole():
+            with self._held, _Whole(self):
                 self._flush()
             self._wait_until(lambda: self.conversation.welcome is not None, deadline)
             self._raise_if_over()
             if self.conversation.welcome is None:
                 raise no_welcome(address, options.timeout)
+        except (zmq.ZMQError, OSError) as error:
+            self.close()
+            raise no_connection(address, error) from None
         except BaseException:
             self.close()
             raise
@@ -81,8 +105,9 @@ class Connection:
     def look(self) -> bool:
         """Whether calls may begin here, after a look at what has come: a daemon that ended is noticed by it."""
         if self.usable:
-            with self._whole():
-                if self._leader is None and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            with self._held, _Whole(self):
+                # What was so before the lock may be over now.
+                if self.usable and self._leader is None and int(self._monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                     self._take_in({self._monitor})
         return self.usable
 
@@ -90,6 +115,16 @@ class Connection:
     def is_inherited(self) -> bool:
         """Whether it belongs to the process that this one was forked from."""
         return self.process != os.getpid()
+
+    @property
+    def _held(self) -> AbstractContextManager[bool]:
+        """The lock. Raises ConnectionLostError after a fork: a thread that is not here may have held it.
+
+        It is taken in the frame that uses it, so that Ctrl-C cannot come between the taking and the `with`.
+        """
+        if self.is_inherited:
+            raise ConnectionLostError("the connection belongs to the process that this one was forked from")
+        return self._lock
 
     def _raise_if_over(self) -> None:
         if self.conversation.ending is not None:
@@ -99,22 +134,41 @@ class Connection:
 
     def begin(self, call: calls.Call) -> Answer:
         """Send a call's request; raises EnclaveError."""
-        with self._whole():
+        with self._held, _Whole(self):
             self._raise_if_over()
             answer = self.conversation.begin(call, time.monotonic())
+            answer.place = self
             self._flush()
             return answer
 
     def begin_again(self, answer: Answer) -> None:
         """Send a displaced call's request; raises EnclaveError."""
-        with self._whole():
+        with self._held, _Whole(self):
             self._raise_if_over()
-            self.conversation.begin_again(answer, time.monotonic())
+            if answer.displaced:
+                answer.place = self
+                self.conversation.begin_again(answer, time.monotonic())
+                self._flush()
+
+    def adopt(self, before: Connection) -> None:
+        """Ask again what was lost with the connection before this one."""
+        displaced = before.hand_over()
+        with self._held, _Whole(self):
+            for answer in displaced:
+                answer.place = self
+            self.conversation.adopt(displaced, time.monotonic())
             self._flush()
+
+    def hand_over(self) -> list[Answer]:
+        """What is to be asked again on the next connection."""
+        if self.is_inherited:
+            return []  # the other process asks
+        with self._held:
+            return self.conversation.hand_over()
 
     def take(self, answer: Answer) -> list[object]:
         """The next thing that iterating gives, if there is one, and send the credit that is due."""
-        with self._whole():
+        with self._held, _Whole(self):
             taken = answer.take()
             if answer.is_credit_due:
                 self._grant(answer)
@@ -122,7 +176,7 @@ class Connection:
 
     def collect(self, answer: Answer) -> None:
         """Nobody iterates over the answer any more."""
-        with self._whole():
+        with self._held, _Whole(self):
             answer.collect()
             self._grant(answer)
 
@@ -130,7 +184,7 @@ class Connection:
         """Send a cancel if the call is open."""
         if answer.done or self.is_inherited:
             return
-        with self._whole():
+        with self._held, _Whole(self):
             self.conversation.cancel(answer)
             self._flush()
             self._changed.notify_all()
@@ -157,36 +211,47 @@ class Connection:
             seconds = None if deadline is None else deadline - time.monotonic()
             led = False
             try:
-                with self._lock:
-                    with self._whole():
+                with self._held:
+                    with _Whole(self):
                         if ready() or self.conversation.ending is not None or (seconds is not None and seconds <= 0):
                             return
                     if self._leader is not None:
                         self._changed.wait(seconds)
                         continue
-                    self._leader, led = me, True
+                    led = True
+                    self._leader = me
                 came = self._poller.poll(None if seconds is None else ceil(seconds * 1000))
-                with self._whole():
+                with self._held, _Whole(self):
                     self._take_in({source for source, _ in came})
             finally:
                 if led:
-                    with self._lock:
-                        # Another may lead already: its turn begins as soon as the lock is free.
-                        if self._leader is me:
-                            self._leader = None
-                        self._changed.notify_all()
+                    try:
+                        self._step_down(me)
+                    except BaseException:
+                        self._step_down(me)  # Ctrl-C again, in the middle of it
+                        raise
+
+    def _step_down(self, me: object) -> None:
+        with self._held:
+            # Another may lead already: its turn begins as soon as the lock is free.
+            if self._leader is me:
+                self._leader = None
+                if self.conversation.ending is not None:
+                    self._release()
+            self._changed.notify_all()
 
     def _take_in(self, came: set[object]) -> None:
         self._leader = None  # the sockets are whoever holds the lock's again
         with suppress(BlockingIOError):
             self._woken.recv(WAKES_A_TURN)
         self._flush()
-        # What the daemon said last comes before the news that it is gone.
-        self._receive(MESSAGES_A_TURN)
-        if self._monitor in came and is_lost(self._monitor.recv_multipart()):
-            self._receive(None)
-            self.conversation.lost(lost_error())
-        self._flush()
+        if self.conversation.ending is None:
+            # What the daemon said last comes before the news that it is gone.
+            self._receive(MESSAGES_A_TURN)
+            if self._monitor in came and is_lost(self._monitor.recv_multipart()):
+                self._receive(None)
+                self.conversation.lost(lost_error())
+            self._flush()
         if self.conversation.ending is not None:
             self._release()
 
@@ -219,24 +284,17 @@ class Connection:
         with suppress(BlockingIOError):  # then it has been woken more often than it has looked
             self._wake.send(b"\0")
 
-    @contextmanager
-    def _whole(self) -> Generator[None]:
-        """Between a message's counting and its sending, or its reading and its counting, nothing may come in between.
+    def break_off(self) -> None:
+        """End at once, without a further word. The lock is held."""
+        self._is_broken = True  # first: Ctrl-C may come again
+        self.conversation.outbox.clear()
+        self.conversation.lost(ConnectionLostError("interrupted in the middle of a message"), displace=False)
+        self._end_soon()
 
-        Ctrl-C may still do. Then the two sides no longer agree, so this connection ends and the next call makes a new
-        one. Expected errors are raised before anything is counted.
-        """
-        if self.is_inherited:
-            raise ConnectionLostError("the connection belongs to the process that this one was forked from")
-        with self._lock:
-            try:
-                yield
-            except Exception:
-                raise
-            except BaseException:
-                self.conversation.lost(ConnectionLostError("interrupted in the middle of a message"), displace=False)
-                self._end_soon()
-                raise
+    def go_on_breaking_off(self) -> None:
+        """Do what was left when `break_off` was interrupted. The lock is held."""
+        if self._is_broken and not self._closed:
+            self.break_off()
 
     def _end_soon(self) -> None:
         """Close, or have the thread that reads do it."""
@@ -249,23 +307,15 @@ class Connection:
     def close(self) -> None:
         """Leave. The daemon cancels what is open, also when the bye does not reach it."""
         if self.is_inherited:
-            if self not in _INHERITED:
-                _INHERITED.append(self)
             return
-        with self._lock:
-            if self._closed:
-                return
+        with self._held:
+            if self.conversation.welcome is None:
+                self.conversation.outbox.clear()  # nobody may be there to take it
             self.conversation.leave()
             self._flush()
             self._end_soon()
 
     def _release(self) -> None:
-        if self._closed:
-            return
+        """Give the sockets up; once more when that was interrupted."""
         self._closed = True
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close(0)
-        self._context.term()
-        self._wake.close()
-        self._woken.close()
+        self._dealer.close()

@@ -17,7 +17,6 @@ from enclave.exceptions import ConnectionLostError, EnclaveError, LostRequest, T
 from enclave.protocol.bodies import TextChunk
 from enclave.protocol.errors import LocalProtocolError, RemoteProtocolError
 from enclave.protocol.messages import (
-    CREDIT_INITIAL,
     Bye,
     Cancel,
     Chunk,
@@ -53,6 +52,9 @@ class Answer:
         self.call = call
         self.id: int = request.id
         self.begun_at = begun_at
+        self.place: Any = None
+        """The client's connection that it is asked on. Set before it is asked there, so that who cancels it either
+        finds the new place or is noticed by who asks again."""
         self.result: Any = None
         self.error: EnclaveError | None = None
         self.done = False
@@ -60,6 +62,7 @@ class Answer:
         """Whether its connection was lost and it is to be asked again."""
         self.cancelled = False
         """Whether this side asked for its end; what still comes is gathered but not kept for iteration."""
+        self.cancel_sent = False
         self.collecting = False
         """Whether nobody iterates any more: chunks are gathered only."""
         self.gathered = Gathered()
@@ -69,9 +72,9 @@ class Answer:
         self._items: deque[tuple[object, bool]] = deque()
         """(what iteration gives, whether it is the last of its message)."""
         self._progress: deque[Progress] = deque()
-        self._consumed = 0
-        """Chunk messages used up since the last grant."""
-        self._grant_at = max(1, request.credit // 2) if request.credit else CREDIT_INITIAL // 2
+        self._consumed = 0 if request.credit else 1
+        """Chunk messages used up since the last grant; without credit, the first is due when somebody waits."""
+        self._grant_at = max(1, request.credit // 2)
 
     def __repr__(self) -> str:
         if self.error is not None:
@@ -87,7 +90,7 @@ class Answer:
     @property
     def is_repeatable(self) -> bool:
         """Whether asking again is safe and makes sense."""
-        if self._has_begun or self.cancelled or self._repeats >= REPEATS_MAX:
+        if self.done or self._has_begun or self.cancelled or self._repeats >= REPEATS_MAX:
             return False
         return self.call.is_repeatable
 
@@ -182,7 +185,6 @@ class Answer:
         """Its connection is lost; it is to be asked again on another."""
         self.displaced = True
         self._repeats += 1
-        self._consumed = 0
 
     def settle(self, request: Request) -> None:
         """It has been asked again, as this request."""
@@ -203,6 +205,8 @@ class Conversation:
         self._answers: dict[int, Answer] = {}
         self.ending: EnclaveError | None = None
         """Why the conversation is over; None while it is not."""
+        self.displaced: list[Answer] = []
+        """What is to be asked again in the next one, in the order in which it was asked."""
         self._send(
             Hello(version=SPOKEN.newest, version_min=SPOKEN.oldest, client=name, program=program, priority=priority)
         )
@@ -212,7 +216,8 @@ class Conversation:
 
     @property
     def open_count(self) -> int:
-        return len(self._answers)
+        """Calls whose end is waited for; what is cancelled no longer counts."""
+        return sum(not answer.cancelled for answer in list(self._answers.values()))
 
     @property
     def welcome(self) -> Welcome | None:
@@ -236,6 +241,30 @@ class Conversation:
             raise error_for("deadline")
         answer.settle(self._ask(answer.call, left))
         self._answers[answer.id] = answer
+        if answer.cancelled:  # meanwhile
+            self._cancel(answer)
+
+    def hand_over(self) -> list[Answer]:
+        """What is to be asked again; from now on in the conversation that takes it."""
+        displaced, self.displaced = self.displaced, []
+        return [answer for answer in displaced if answer.displaced]
+
+    def adopt(self, displaced: Sequence[Answer], now: float) -> list[Answer]:
+        """Ask again, in their order, what was lost with the conversation before; gives those that are open now.
+
+        Of those with the same `supersedes` only the last is asked, the others end as cancelled.
+        """
+        if self.ending is not None:
+            self.displaced = [*displaced, *self.displaced]
+            return []
+        for answer in _superseded(displaced):
+            answer.fail(error_for("cancelled"))
+        for answer in displaced:
+            try:
+                self.begin_again(answer, now)
+            except EnclaveError as error:
+                answer.fail(error)
+        return [answer for answer in displaced if not answer.done]
 
     def _ask(self, call: Call, deadline: float | None) -> Request:
         limits = self._session.limits
@@ -248,7 +277,7 @@ class Conversation:
         try:
             self._send(request)
         except LocalProtocolError as error:
-            raise error_from(error) from error
+            raise error_from(error) from None
         return request
 
     def grant(self, answer: Answer) -> None:
@@ -257,27 +286,37 @@ class Conversation:
             self._send(Credit(id=answer.id, chunks=answer.take_credit()))
 
     def cancel(self, answer: Answer) -> None:
-        """Ask for a call's end; does nothing when it has ended or is cancelled already."""
-        if answer.done or answer.cancelled:
+        """Ask for a call's end; does nothing when it has ended or is cancelled already, or is asked elsewhere."""
+        if answer.done:
             return
         answer.cancelled = True
         answer.collect()
         if answer.displaced:
             answer.fail(error_for("cancelled"))
-        elif self.ending is None and self._session.is_open(answer.id):
-            self._send(Cancel(id=answer.id))
+        elif self.ending is None and self._answers.get(answer.id) is answer:
+            self._cancel(answer)
+
+    def _cancel(self, answer: Answer) -> None:
+        if not answer.cancel_sent and self._session.is_open(answer.id):
+            answer.cancel_sent = True
+            self._send(Cancel(id=RequestId(answer.id)))
 
     def leave(self) -> None:
         """Say bye; afterwards every open call has ended as cancelled."""
         if self.ending is None and self._session.state is State.OPEN:
             self._send(Bye())
-        self._end(error_for("cancelled", "the client was closed"), displace=False)
+        error = error_for("cancelled", "the client was closed")
+        self._end(error, displace=False)
+        for answer in self.hand_over():
+            answer.fail(error)
 
     def _send(self, message: Message) -> None:
         self.outbox.append(self._session.send(message))
 
     def receive(self, frames: Sequence[bytes]) -> list[Answer]:
         """Take in a message; gives the answers that changed. What cannot be understood ends the conversation."""
+        if self.ending is not None:
+            return []  # nobody is left whom it could be about
         changed: list[Answer] = []
         try:
             for message in self._session.receive(frames):
@@ -316,9 +355,11 @@ class Conversation:
         if self.ending is None:
             self.ending = error
         ended = list(self._answers.values())
-        self._answers.clear()
+        if displace:
+            for answer in _superseded(ended):
+                answer.fail(error_for("cancelled"))
         displaced = [answer for answer in ended if displace and answer.is_repeatable]
-        gone = [answer for answer in ended if answer not in displaced]
+        gone = [answer for answer in ended if not answer.done and answer not in displaced]
         lost = tuple(answer.lost() for answer in gone)
         for answer in displaced:
             answer.displace()
@@ -327,7 +368,15 @@ class Conversation:
                 answer.fail(ConnectionLostError.about(answer.lost(), error.message, lost))
             else:
                 answer.fail(error)
+        self.displaced += displaced
+        self._answers.clear()
         return ended
+
+
+def _superseded(answers: Sequence[Answer]) -> list[Answer]:
+    """Those behind which another has the same key."""
+    latest = {answer.call.supersedes: answer for answer in answers}
+    return [answer for answer in answers if answer.call.supersedes and latest[answer.call.supersedes] is not answer]
 
 
 def _senseless(error: RemoteProtocolError) -> EnclaveError:

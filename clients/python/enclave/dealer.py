@@ -1,9 +1,12 @@
-"""A client's DEALER socket: its options, and what its monitor tells."""
+"""A client's DEALER socket: its options, its end, and what its monitor tells."""
 
 from __future__ import annotations
 
+import os
 import struct
-from typing import Any
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import zmq
 
@@ -24,6 +27,58 @@ MONITORED = (
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 """Each of these means that nothing more will come."""
+
+
+_INHERITED: list[Dealer] = []
+"""Of the process that this one was forked from: nothing of them may be closed here."""
+
+
+class Closable(Protocol):
+    """What can be closed, more than once."""
+
+    def close(self) -> object: ...
+
+
+class Dealer:
+    """A DEALER and its monitor, in a context of their own.
+
+    They end with the connection that they are for, at the latest: a context that the garbage collector finds together
+    with its open sockets would wait for them for ever.
+    """
+
+    context: zmq.Context[zmq.Socket[bytes]]
+    socket: zmq.Socket[bytes]
+    monitor: zmq.Socket[bytes]
+
+    def __init__(self, owner: object) -> None:
+        """Opens nothing yet, so that there is something to close when `open` is interrupted."""
+        self.besides: Sequence[Closable] = ()
+        """Closed together with them."""
+        self._process = os.getpid()
+        weakref.finalize(owner, self.close).atexit = False
+
+    def open(self) -> None:
+        """Make the sockets; raises ZMQError."""
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        set_options(self.socket)
+        self.monitor = self.socket.get_monitor_socket(MONITORED)
+
+    def close(self) -> None:
+        """Close what there is; once more when that was interrupted."""
+        if self._process != os.getpid():
+            _INHERITED.append(self)
+            return
+        if hasattr(self, "monitor"):
+            self.monitor.close(0)
+        if hasattr(self, "socket"):
+            if not self.socket.closed:
+                self.socket.disable_monitor()
+            self.socket.close(0)
+        if hasattr(self, "context"):
+            self.context.term()
+        for other in self.besides:
+            other.close()
 
 
 def set_options(socket: zmq.Socket[Any]) -> None:

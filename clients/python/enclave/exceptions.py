@@ -40,6 +40,8 @@ class EnclaveError(Exception):
         if hint is None:
             # The row's hint speaks of the field that the message names; not every message names one.
             hint = "" if row.code == "bad_request" and message and field is None else row.hint
+        if retry_after is not None:
+            hint = hint.replace("retry_after seconds", f"{retry_after:g} s")
         self.hint = hint
         self.retryable = row.retryable if retryable is None else retryable
         self.retry_after = retry_after

@@ -121,6 +121,11 @@ class Gathered:
             self._tool_calls.extend(chunk.tool_calls)
 
     @property
+    def text(self) -> str:
+        """Of the first choice."""
+        return "".join(self._texts.get(0, ()))
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """One text a choice; a choice that said nothing has an empty one."""
         count = max(self._texts, default=0) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, cast
@@ -17,18 +18,28 @@ ResultT = TypeVar("ResultT")
 class Stream(Generic[ItemT, ResultT]):
     """The answer to a call while it comes: iterate for its pieces, `result()` for the whole.
 
-    Leaving a `for` loop early, leaving the `with` block or `cancel()` cancels the request. What came is kept by
-    `result()`, not by a second iteration. Threads may share a stream: each piece goes to one of them.
+    Leaving a `for` loop early, leaving the `with` block, `cancel()` or letting go of the stream cancels the request.
+    What had come is in `text`; a second iteration does not give it again, and `result()` may raise CancelledError then.
+    Threads may share a stream: each piece goes to one of them.
     """
 
-    def __init__(self, connection: Connection, answer: Answer, again: Callable[[Answer], Connection | None]) -> None:
-        """`again` asks a displaced answer's question on a new connection; without one, the answer has failed."""
-        self._connection = connection
+    def __init__(self, answer: Answer, again: Callable[[Answer], None]) -> None:
+        """`again` asks a displaced answer's question on a new connection, or lets it fail."""
         self._answer = answer
         self._again = again
 
     def __repr__(self) -> str:
         return f"<Stream {self._answer!r}>"
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Nobody can read it any more. At the interpreter's end, threads may be gone with what they held.
+        answer: Answer | None = getattr(self, "_answer", None)
+        if answer is not None and not answer.done and not answer.cancelled and not is_finalizing():
+            self.cancel()
+
+    @property
+    def _connection(self) -> Connection:
+        return cast("Connection", self._answer.place)
 
     def __iter__(self) -> Iterator[ItemT]:
         answer = self._answer
@@ -62,7 +73,7 @@ class Stream(Generic[ItemT, ResultT]):
     def _wait(self) -> None:
         """Wait until something came."""
         if self._answer.displaced:
-            self._connection = self._again(self._answer) or self._connection
+            self._again(self._answer)
         else:
             self._connection.wait(self._answer)
 
@@ -82,9 +93,18 @@ class Stream(Generic[ItemT, ResultT]):
         """Whether the end has been seen."""
         return self._answer.done
 
+    @property
+    def text(self) -> str:
+        """What has come so far, of the first choice, also when the request was cancelled or has failed; empty for
+        what is not text."""
+        return self._answer.gathered.text
+
     def cancel(self) -> None:
         """Ask for the end now; does nothing when it has come already."""
-        self._connection.cancel(self._answer)
+        cancelled_on: Connection | None = None
+        while cancelled_on is not self._connection:  # another thread may be asking again elsewhere
+            cancelled_on = self._connection
+            cancelled_on.cancel(self._answer)
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,18 @@ import pytest_asyncio
 
 import enclave
 from enclave import AsyncClient, AsyncStream, Client, Stream
-from enclave.protocol import METHODS, Cancel, Hello, Limits, Progress, Request, Result, failure, write_body
+from enclave.protocol import (
+    METHODS,
+    Cancel,
+    Hello,
+    Limits,
+    Progress,
+    Request,
+    Result,
+    failure,
+    read_params,
+    write_body,
+)
 from enclave.protocol.bodies import InstanceInfo, LoadResult
 
 if TYPE_CHECKING:
@@ -155,8 +167,10 @@ async def test_what_the_daemon_said_before_it_vanished_is_not_lost(client: Async
 async def test_too_large_is_found_before_sending(make_daemon: Callable[..., ScriptedDaemon], where: object) -> None:
     small = make_daemon(Limits(body_bytes=100))
     async with AsyncClient(endpoint=small.address) as client:
+        stream = client.generate("tiny", "x" * 200)
         with pytest.raises(enclave.TooLargeError):
-            client.generate("tiny", "x" * 200)
+            await stream
+        assert small.seen(Request) == []
 
 
 async def test_connecting_errors_reach_whoever_waits(where: object) -> None:
@@ -301,3 +315,96 @@ async def test_a_method_whose_other_side_is_not_built_says_so(client: AsyncClien
     for asked in (client.search("x"), client.rerank("m", "q", ["d"]), client.hardware(), client.config()):
         with pytest.raises(enclave.UnsupportedError):
             await asked
+
+
+async def test_what_is_wrong_with_a_call_comes_to_who_waits(client: AsyncClient, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    streams = [client.generate("tiny", "x") for _ in range(257)]
+    wrong: Any = {"priority": "urgent"}
+    streams.append(client.generate("tiny", "x", **wrong))
+    assert [stream.done for stream in streams[256:]] == [True, True]
+    assert repr(streams[256]) == "<AsyncStream failed: busy>"
+    busy, bad = await asyncio.gather(*streams[256:], return_exceptions=True)
+    assert isinstance(busy, enclave.BusyError)
+    assert isinstance(bad, enclave.BadRequestError)
+    assert busy.__cause__ is None
+    with pytest.raises(enclave.BusyError):
+        async for _ in streams[256]:
+            pass
+
+
+async def test_a_stream_that_nobody_holds_any_more_is_cancelled(client: AsyncClient, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    client.generate("tiny", "x")
+    await asyncio.to_thread(daemon.wait_seen, Cancel)
+    in_a_cycle: list[Any] = [client.generate("tiny", "x")]
+    in_a_cycle.append(in_a_cycle)
+    del in_a_cycle
+    await asyncio.to_thread(gc.collect)
+    await asyncio.to_thread(daemon.wait_seen, Cancel, 2)
+
+
+async def test_a_stream_that_nobody_holds_is_cancelled_also_when_it_was_dropped_before_it_was_sent(
+    daemon: ScriptedDaemon,
+) -> None:
+    daemon.answers["generate"] = hold
+    client = AsyncClient(start=False)
+    client.generate("tiny", "x")
+    await asyncio.to_thread(daemon.wait_seen, Cancel)
+    await client.close()
+
+
+async def test_a_stream_may_be_dropped_after_its_loop_was_closed(daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+
+    def in_a_loop_of_its_own() -> None:
+        client = AsyncClient(start=False)
+
+        async def ask() -> AsyncStream[Any, Any]:
+            await client.info()
+            return client.generate("tiny", "x")
+
+        stream = asyncio.run(ask())
+        del stream
+        asyncio.run(client.close())
+
+    await asyncio.to_thread(in_a_loop_of_its_own)
+
+
+async def test_text_has_what_came(client: AsyncClient, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    stream = client.generate("tiny", "x")
+    assert stream.text == ""
+    async for _ in stream:
+        break
+    assert stream.text == "first"
+
+
+async def test_cancelling_before_the_connection_is_there_ends_who_waits_as_cancelled(daemon: ScriptedDaemon) -> None:
+    client = AsyncClient(start=False)
+    stream = client.generate("tiny", "x")
+    waiting = asyncio.ensure_future(stream.result())
+    asyncio.get_running_loop().call_soon(stream.cancel)  # behind the task's first step: it waits then
+    with pytest.raises(enclave.CancelledError):
+        await waiting
+    await client.close()
+
+
+async def test_what_is_asked_after_a_loss_comes_after_what_was_lost(
+    client: AsyncClient,
+    daemon: ScriptedDaemon,
+    make_daemon: Callable[..., ScriptedDaemon],
+    announce: Callable[[str], None],
+) -> None:
+    daemon.answers["generate"] = lambda exchange: None
+    oldest, old = (client.generate("tiny", text, supersedes="document") for text in ("oldest", "old"))
+    await asyncio.to_thread(daemon.wait_seen, Request, 2)
+    second = make_daemon()
+    announce(second.address)
+    await asyncio.to_thread(daemon.stop)
+    with pytest.raises(enclave.CancelledError):
+        await oldest
+    new = client.generate("tiny", "new", supersedes="document")
+    assert [(await stream).text for stream in (new, old)] == ["Hello!"] * 2
+    requests: list[Any] = second.seen(Request)
+    assert [read_params(request).prompt for request in requests] == ["old", "new"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -13,6 +15,7 @@ import zmq
 
 import enclave
 from enclave.client import Client
+from enclave.connection import Connection
 from enclave.conversation import Conversation
 from enclave.protocol import Cancel, Credit, Hello, Limits, Pong, Progress, Request, Result, failure, write_body
 from enclave.protocol.bodies import InstanceInfo, LoadResult, ModelInfo, ModelsResult
@@ -420,3 +423,108 @@ def test_a_session_of_the_daemon_keeps_nothing_of_finished_requests(client: Clie
     assert isinstance(session, Session)
     assert session.role is Role.DAEMON
     assert session.open_ids == ()
+
+
+def test_a_stream_that_nobody_holds_any_more_is_cancelled(client: Client, daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    client.generate("tiny", "x")
+    daemon.wait_seen(Cancel)
+    in_a_cycle: list[Any] = [client.generate("tiny", "x")]
+    in_a_cycle.append(in_a_cycle)
+    del in_a_cycle
+    gc.collect()
+    daemon.wait_seen(Cancel, 2)
+
+
+def test_a_stream_that_is_iterated_is_held_by_its_iterator(client: Client) -> None:
+    pieces = iter(client.generate("tiny", "x"))
+    gc.collect()
+    assert [chunk.text for chunk in pieces] == ["Hel", "lo", "!"]
+
+
+def test_text_has_what_came_also_after_the_end_by_force(client: Client, daemon: ScriptedDaemon) -> None:
+    def refuse_to_go_on(exchange: Exchange) -> None:
+        exchange.chunks("a", "b")
+        exchange.send(failure(exchange.request.id, "cancelled"))
+
+    daemon.answers["generate"] = refuse_to_go_on
+    stream = client.generate("tiny", "x")
+    with pytest.raises(enclave.CancelledError):
+        stream.result()
+    assert stream.text == "ab"
+    assert client.events().text == ""
+
+
+@pytest.mark.parametrize("asks", ["result", "iteration"])
+def test_a_progress_function_that_raises_cancels_the_request(client: Client, daemon: ScriptedDaemon, asks: str) -> None:
+    def go_on_for_ever(exchange: Exchange) -> None:
+        exchange.send(Progress(id=exchange.request.id, stage=enclave.Stage.LOADING, fraction=0.5))
+
+    def give_up(news: Progress) -> None:
+        raise ZeroDivisionError
+
+    daemon.answers["generate"] = go_on_for_ever
+    stream = client.generate("tiny", "x", progress=give_up)
+    with pytest.raises(ZeroDivisionError):
+        stream.result() if asks == "result" else list(stream)
+    daemon.wait_seen(Cancel)
+    assert repr(client).endswith("0 open>")
+
+
+def test_a_loss_between_the_look_and_the_lock_is_noticed(
+    client: Client, daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable = Connection.usable
+    client.info()
+
+    def lost_after_the_look(self: Connection) -> bool:
+        monkeypatch.setattr(Connection, "usable", usable)
+        self.close()
+        return True
+
+    monkeypatch.setattr(Connection, "usable", property(lost_after_the_look))
+    assert client.info().version == "1"
+    assert len(daemon.seen(Hello)) == 2
+
+
+@pytest.mark.parametrize("credit", [0, 1])
+def test_a_stream_with_little_credit_is_iterated_to_its_end(
+    client: Client, daemon: ScriptedDaemon, credit: int
+) -> None:
+    def spell(exchange: Exchange) -> None:
+        exchange.chunks(*"abcdef")
+        exchange.finish()
+
+    daemon.answers["generate"] = spell
+    assert "".join(chunk.text for chunk in client.generate("tiny", "x", credit=credit)) == "abcdef"
+    assert client.generate("tiny", "x", credit=credit).result().text == "abcdef"
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"name": 3}, "name"),
+        ({"name": "x" * 257}, "name"),
+        ({"name": "\ud800"}, "name"),
+        ({"endpoint": 3}, "endpoint"),
+        ({"timeout": "long"}, "timeout"),
+        ({"timeout": float("nan")}, "timeout"),
+        ({"timeout": -1}, "timeout"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Client, enclave.AsyncClient])
+def test_a_wrong_option_of_the_client_is_refused_at_once(kind: Any, options: Any, field: str) -> None:
+    with pytest.raises(enclave.BadRequestError, match=f"{field}: expected") as caught:
+        kind(**options)
+    assert caught.value.field == field
+
+
+def test_an_endpoint_that_is_no_address_is_told_as_such() -> None:
+    with pytest.raises(enclave.DaemonUnavailableError, match="nonsense"):
+        Client(endpoint="nonsense").info()
+
+
+def test_a_program_whose_name_is_no_text_has_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in ([], ["/bin/\udcff" + "x" * 300]):
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert Client(start=False).__class__ is Client

@@ -213,3 +213,137 @@ def test_more_open_requests_than_may_be_are_busy_with_a_time_to_come_back() -> N
     assert (caught.value.code, caught.value.retryable) == ("busy", True)
     assert caught.value.retry_after
     assert caught.value.numbers["open_requests_max"] == 256
+
+
+def test_after_the_end_nothing_is_taken_in_any_more() -> None:
+    talk = Talk()
+    answer = talk.ask()
+    late = talk.daemon.send(text(1))
+    lose(talk)
+    assert talk.client.receive(late) == []
+    assert (answer.has_items, answer.displaced) == (False, True)
+
+
+def hand_on(first: Talk, now: float = 0.0) -> tuple[Talk, list[Request]]:
+    """The next conversation, and what it asks again."""
+    second = Talk()
+    second.client.adopt(first.client.hand_over(), now)
+    return second, [message for message in second.sent() if isinstance(message, Request)]
+
+
+def test_what_is_displaced_is_asked_again_in_the_order_of_asking() -> None:
+    first = Talk()
+    answers = [first.ask(generate(max_tokens=number)) for number in range(1, 4)]
+    lose(first)
+    second, requests = hand_on(first)
+    assert [request.max_tokens for request in requests] == [1, 2, 3]
+    assert not any(answer.displaced for answer in answers)
+    assert (first.client.open_count, second.client.open_count) == (0, 3)
+
+
+def test_of_what_is_displaced_with_one_key_the_last_is_asked_again_and_the_others_are_cancelled() -> None:
+    first = Talk()
+    old, other, new = (first.ask(generate(supersedes=key)) for key in ("a", "b", "a"))
+    lose(first)
+    _, requests = hand_on(first)
+    assert [request.supersedes for request in requests] == ["b", "a"]
+    assert old.error is not None
+    assert old.error.code == "cancelled"
+    assert (other.done, new.done) == (False, False)
+
+
+def test_what_was_superseded_by_a_call_that_is_not_asked_again_is_not_asked_either() -> None:
+    first = Talk()
+    old, new = first.ask(generate(supersedes="a")), first.ask(generate(supersedes="a"))
+    first.client.cancel(new)
+    lose(first)
+    assert (old.done, old.error and old.error.code) == (True, "cancelled")
+    assert isinstance(new.error, ConnectionLostError)
+
+
+def test_what_cannot_be_asked_again_fails_alone() -> None:
+    first = Talk()
+    late, other = first.ask(generate(deadline=1.0)), first.ask()
+    lose(first)
+    _, requests = hand_on(first, 2.0)
+    assert (late.error and late.error.code, len(requests), other.done) == ("deadline", 1, False)
+
+
+def test_what_is_displaced_waits_for_the_conversation_after_one_that_is_over() -> None:
+    first, over = Talk(), Talk()
+    first.ask()
+    lose(first)
+    lose(over)
+    over.client.adopt(first.client.hand_over(), 0.0)
+    _, requests = hand_on(over)
+    assert len(requests) == 1
+
+
+def test_one_key_is_one_key_over_two_lost_conversations() -> None:
+    first, second = Talk(), Talk()
+    old, new = first.ask(generate(supersedes="a")), second.ask(generate(supersedes="a"))
+    lose(first)
+    lose(second)
+    second.client.adopt(first.client.hand_over(), 0.0)
+    _, requests = hand_on(second)
+    assert (old.error and old.error.code, new.done, len(requests)) == ("cancelled", False, 1)
+
+
+def test_closing_ends_what_is_displaced_too() -> None:
+    talk = Talk()
+    answer = talk.ask()
+    lose(talk)
+    talk.client.leave()
+    assert (answer.done, answer.error and answer.error.code) == (True, "cancelled")
+
+
+def test_a_call_that_is_cancelled_while_it_is_asked_again_is_cancelled_there() -> None:
+    first, second = Talk(), Talk()
+    answer = first.ask()
+    lose(first)
+    answer.cancelled = True  # by another thread, which found it displaced
+    second.client.begin_again(answer, 0.0)
+    assert [type(message) for message in second.sent()] == [Request, Cancel]
+
+
+def test_cancelling_where_a_call_was_asked_first_leaves_its_cancel_to_where_it_is_asked_now() -> None:
+    first, second = Talk(), Talk()
+    answer = first.ask()
+    lose(first)
+    second.client.begin_again(answer, 0.0)
+    second.sent()
+    first.client.cancel(answer)
+    second.client.cancel(answer)
+    second.client.cancel(answer)
+    assert [type(message) for message in second.sent()] == [Cancel]
+
+
+def test_a_call_without_credit_gets_some_when_somebody_waits() -> None:
+    talk = Talk()
+    answer = talk.ask(generate(credit=0))
+    talk.client.grant(answer)
+    talk.client.grant(answer)
+    (credit,) = talk.sent()
+    assert isinstance(credit, Credit)
+    assert credit.chunks == 1
+    talk.say(text(1))
+    answer.take()
+    assert answer.is_credit_due
+
+
+def test_what_is_cancelled_does_not_count_as_open() -> None:
+    talk = Talk()
+    answer = talk.ask()
+    talk.client.cancel(answer)
+    assert talk.client.open_count == 0
+
+
+def test_a_refusal_names_the_seconds_and_hides_how_it_was_found() -> None:
+    talk = Talk()
+    for _ in range(256):
+        talk.ask()
+    with pytest.raises(EnclaveError) as caught:
+        talk.ask()
+    assert f"after {caught.value.retry_after:g} s" in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__

@@ -68,3 +68,8 @@ def test_the_blocking_client_does_not_bring_in_asyncios_loop() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_hint_that_speaks_of_the_seconds_says_how_many() -> None:
+    assert error_for("busy", retry_after=2.5).hint == "Try again after 2.5 s."
+    assert error_for("backing_off", retry_after=8.0).hint.startswith("Wait 8 s;")

@@ -40,6 +40,13 @@ def say_nothing(exchange: Exchange) -> None:
     pass
 
 
+def run_alone(code: str) -> subprocess.CompletedProcess[str]:
+    """A program of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
 def echo(exchange: Exchange) -> None:
     """The prompt's own text, a letter a chunk, so that an answer tells whose it is."""
     from enclave.protocol import read_params
@@ -264,10 +271,118 @@ def test_after_a_fork_each_process_has_a_connection_of_its_own(daemon: ScriptedD
         assert not waiting.is_alive()
         client.close()
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = run_alone(code)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert len(daemon.seen(Hello)) == 2
     daemon.wait_seen(Cancel)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_does_not_wait_for_a_lock_of_a_thread_that_it_lacks(daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    done = run_alone("""
+        import os, sys, threading, warnings
+        warnings.simplefilter("ignore")
+        import enclave
+        from enclave.connection import Connection
+        client = enclave.Client(name="forking", start=False)
+        stream = client.generate("tiny", "x")
+        held, over = threading.Event(), threading.Event()
+        take = Connection.take
+
+        def take_for_long(self, answer):
+            with self._lock:
+                held.set()
+                over.wait()
+                return take(self, answer)
+
+        Connection.take = take_for_long
+        waiting = threading.Thread(target=lambda: next(iter(stream)))
+        waiting.start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            Connection.take = take
+            try:
+                for use in (stream.result, lambda: next(iter(stream)), lambda: stream._connection.wait(stream._answer)):
+                    try:
+                        use()
+                    except enclave.ConnectionLostError as error:
+                        assert "forked" in str(error), error
+                    else:
+                        raise AssertionError("the parent's stream was read")
+                assert client.info().version == "1"
+                os._exit(0)
+            except BaseException as error:
+                print("child:", repr(error), file=sys.stderr)
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        over.set()
+        waiting.join()
+        client.close()
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- what is dropped without a word ---
+
+
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+def test_a_client_that_the_garbage_collector_finds_with_its_sockets_does_not_hang_it(
+    daemon: ScriptedDaemon, kind: str
+) -> None:
+    done = run_alone(f"""
+        import asyncio, gc
+        import enclave
+        gc.disable()
+
+        async def use(client):
+            told = client.info()
+            return told if isinstance(client, enclave.Client) else await told
+
+        client = enclave.{kind}(start=False)
+        asyncio.run(use(client))
+        client.itself = client
+        del client
+        gc.collect()
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_end_of_the_program_with_an_open_stream_is_quiet(daemon: ScriptedDaemon) -> None:
+    daemon.answers["generate"] = hold
+    done = run_alone("""
+        import enclave
+        client = enclave.Client(start=False)
+        stream = client.generate("tiny", "x")
+        pieces = iter(client.generate("tiny", "y"))
+        next(pieces)
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- the last wins, also over a restart ---
+
+
+def test_what_is_asked_after_a_loss_comes_after_what_was_lost(
+    daemon: ScriptedDaemon, make_daemon: Callable[..., ScriptedDaemon], announce: Callable[[str], None]
+) -> None:
+    daemon.answers["generate"] = say_nothing
+    client = Client(start=False)
+    oldest, old = (client.generate("tiny", text, supersedes="document") for text in ("oldest", "old"))
+    other = client.generate("tiny", "other")
+    daemon.wait_seen(Request, 3)
+    second = make_daemon()
+    second.answers["generate"] = echo
+    announce(second.address)
+    daemon.stop()
+    with pytest.raises(enclave.CancelledError):
+        oldest.result()
+    new = client.generate("tiny", "new", supersedes="document")
+    assert [stream.result().text for stream in (new, other, old)] == ["new", "other", "old"]
+    from enclave.protocol import read_params
+
+    requests: list[Any] = second.seen(Request)
+    assert [read_params(request).prompt for request in requests] == ["old", "other", "new"]
+    client.close()
