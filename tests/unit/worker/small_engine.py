@@ -61,7 +61,9 @@ class SmallEngine(Engine):
         self._held: dict[SequenceId, list[Token]] = {}
         self._prompts: dict[SequenceId, int] = {}
         self._ready: set[SequenceId] = set()
-        self._seen: set[tuple[Token, ...]] = set()
+        self._ended: set[SequenceId] = set()
+        self._broken_off: dict[tuple[Token, ...], int] = {}
+        """What dropped sequences held whose answer had not ended, and how much of that was their prompt."""
 
     @classmethod
     def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> SmallEngine:
@@ -95,12 +97,10 @@ class SmallEngine(Engine):
                 self._prompts.setdefault(run.sequence, self._prompt_length(self._held[run.sequence]))
 
     def _prompt_length(self, tokens: list[Token]) -> int:
-        """How many of these are prompt: all, unless they are a prompt that was seen before with part of its answer."""
-        for seen in self._seen:
-            answer = tokens[len(seen) :]
-            if answer and tokens[: len(seen)] == list(seen) and answer == list(reversed(seen))[: len(answer)]:
-                return len(seen)
-        self._seen.add(tuple(tokens))
+        """How many of these are prompt: all, unless an answer was broken off there, perhaps before its last token."""
+        for known in (tuple(tokens), tuple(tokens[:-1])):
+            if known in self._broken_off:
+                return self._broken_off.pop(known)
         return len(tokens)
 
     def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
@@ -110,14 +110,19 @@ class SmallEngine(Engine):
         assert sequence in self._ready
         tokens, prompt = self._held[sequence], self._prompts[sequence]
         index = len(tokens) - prompt
-        return tokens[prompt - 1 - index] if index < prompt else END
+        if index < prompt:
+            return tokens[prompt - 1 - index]
+        self._ended.add(sequence)
+        return END
 
     def length(self, sequence: SequenceId) -> int:
         return len(self._held.get(sequence, []))
 
     def drop(self, sequence: SequenceId) -> None:
-        self._held.pop(sequence, None)
-        self._prompts.pop(sequence, None)
+        tokens, prompt = self._held.pop(sequence, None), self._prompts.pop(sequence, None)
+        if tokens and prompt is not None and sequence not in self._ended:
+            self._broken_off[tuple(tokens)] = prompt
+        self._ended.discard(sequence)
 
     def trim(self, sequence: SequenceId, length: int) -> bool:
         return False
