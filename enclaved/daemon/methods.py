@@ -196,6 +196,8 @@ class Methods:
             # The worker can import its libraries while the header is read and the core decides.
             self._supervisor.prepare(backend.name)
         need = await self._models.need(entry, backend, wish)
+        if call.wants_cancel:  # in the very turn in which this came back: from here on the core ends it
+            raise refusal_of(Reason(Why.CANCELLED))
         priority: Priority = (call.request.priority or call.client.priority).value
         self._hands.take(call, need.model, priority)
         self._conductor.post(

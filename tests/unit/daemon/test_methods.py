@@ -11,7 +11,7 @@ import pytest
 from stand_ins import Conversation, StandInBackend, StandInSource, an_entry, context_of
 
 from enclave.protocol import Error, Result, write_body
-from enclave.protocol.bodies import UnloadParams, WhyParams
+from enclave.protocol.bodies import LoadParams, UnloadParams, WhyParams
 from enclaved.core.events import RequestArrived, RequestCancelled, Wish
 from enclaved.core.ids import DeviceId, InstanceId
 from enclaved.core.state import Device, Instance, State
@@ -211,6 +211,27 @@ async def test_a_request_that_is_cancelled_while_its_model_is_looked_up_never_re
     call.cancel()
     await task
     may_find.set()
+    assert (_error(conversation).code, bench.conductor.posted, bench.hands.taken) == ("cancelled", [], [])
+
+
+@pytest.mark.parametrize("method", ["generate", "instances.load"])
+async def test_a_cancel_in_the_very_turn_in_which_its_model_is_found_is_not_lost(method: str) -> None:
+    bench = Bench()
+    need = await bench.models.need(*(await bench.models.choose("m", None)), Wish())
+    found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    looking = asyncio.Event()
+
+    async def find(*_: object) -> Any:
+        looking.set()
+        return await found
+
+    vars(bench.models)["need"] = find
+    body = write_body(LoadParams(model="m")) if method == "instances.load" else b""
+    conversation, call, task = bench.asked(method, model="m", body=body)
+    await looking.wait()
+    found.set_result(need)
+    call.cancel()
+    await task
     assert (_error(conversation).code, bench.conductor.posted, bench.hands.taken) == ("cancelled", [], [])
 
 

@@ -316,7 +316,7 @@ def test_an_answer_that_is_broken_off_leaves_nothing_that_counts() -> None:
     assert " 0 bytes wait" in repr(conversation.connection)
 
 
-@pytest.mark.anyio
+@pytest.mark.asyncio
 async def test_an_answer_waits_for_room_until_the_client_has_read() -> None:
     conversation = Conversation(credit=100, limits=SMALL)
     call = conversation.call
