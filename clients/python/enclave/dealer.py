@@ -69,11 +69,12 @@ class Dealer:
         if self._process != os.getpid():
             _INHERITED.append(self)
             return
+        if hasattr(self, "socket") and not self.socket.closed:
+            # Before the other end is closed: with nobody to take it, libzmq waits for ever with an event in its hands.
+            self.socket.disable_monitor()
         if hasattr(self, "monitor"):
             self.monitor.close(0)
         if hasattr(self, "socket"):
-            if not self.socket.closed:
-                self.socket.disable_monitor()
             self.socket.close(0)
         if hasattr(self, "context"):
             self.context.term()
