@@ -26,12 +26,16 @@ END = Token(0)
 TOO_LONG = 10_000
 
 
+ANSWER = 256
+"""Added to a byte's token when it is of an answer: so a prompt is told from an answer that is evaluated again."""
+
+
 class SmallVocabulary(Vocabulary):
-    """A token for each byte of UTF-8; byte 0 ends an answer."""
+    """Two tokens for each byte of UTF-8, for prompts and for answers; byte 0 ends an answer."""
 
     @property
     def size(self) -> int:
-        return 256
+        return 2 * ANSWER
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[Token]:
         if len(text) > TOO_LONG:
@@ -39,7 +43,7 @@ class SmallVocabulary(Vocabulary):
         return [Token(byte) for byte in text.encode()]
 
     def piece(self, token: Token) -> bytes:
-        return b"" if token == END else bytes([token])
+        return b"" if token == END else bytes([token % ANSWER])
 
     def ends_generation(self, token: Token) -> bool:
         return token == END
@@ -59,11 +63,7 @@ class SmallEngine(Engine):
         self.interrupts = 0
         self.threads = 1
         self._held: dict[SequenceId, list[Token]] = {}
-        self._prompts: dict[SequenceId, int] = {}
         self._ready: set[SequenceId] = set()
-        self._ended: set[SequenceId] = set()
-        self._broken_off: dict[tuple[Token, ...], int] = {}
-        """What dropped sequences held whose answer had not ended, and how much of that was their prompt."""
 
     @classmethod
     def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> SmallEngine:
@@ -94,35 +94,22 @@ class SmallEngine(Engine):
             self._held.setdefault(run.sequence, []).extend(run.tokens)
             if run.wants_logits:
                 self._ready.add(run.sequence)
-                self._prompts.setdefault(run.sequence, self._prompt_length(self._held[run.sequence]))
-
-    def _prompt_length(self, tokens: list[Token]) -> int:
-        """How many of these are prompt: all, unless an answer was broken off there, perhaps before its last token."""
-        for known in (tuple(tokens), tuple(tokens[:-1])):
-            if known in self._broken_off:
-                return self._broken_off.pop(known)
-        return len(tokens)
 
     def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
         return [self._next(row.sequence) for row in rows]
 
     def _next(self, sequence: SequenceId) -> Token:
         assert sequence in self._ready
-        tokens, prompt = self._held[sequence], self._prompts[sequence]
-        index = len(tokens) - prompt
-        if index < prompt:
-            return tokens[prompt - 1 - index]
-        self._ended.add(sequence)
-        return END
+        tokens = self._held[sequence]
+        prompt = [token for token in tokens if token < ANSWER]
+        answered = len(tokens) - len(prompt)
+        return Token(prompt[-1 - answered] + ANSWER) if answered < len(prompt) else END
 
     def length(self, sequence: SequenceId) -> int:
         return len(self._held.get(sequence, []))
 
     def drop(self, sequence: SequenceId) -> None:
-        tokens, prompt = self._held.pop(sequence, None), self._prompts.pop(sequence, None)
-        if tokens and prompt is not None and sequence not in self._ended:
-            self._broken_off[tuple(tokens)] = prompt
-        self._ended.discard(sequence)
+        self._held.pop(sequence, None)
 
     def trim(self, sequence: SequenceId, length: int) -> bool:
         return False
