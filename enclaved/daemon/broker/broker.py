@@ -32,10 +32,12 @@ from enclave.protocol.messages import (
 from enclave.protocol.methods import check_request
 from enclave.sockets import LoopReader
 from enclaved.core.ids import ClientId
-from enclaved.daemon.broker.call import Call, cancelled
+from enclaved.core.reasons import Reason, Why
+from enclaved.daemon.broker.call import Call
 from enclaved.daemon.broker.client import Client, printable
 from enclaved.daemon.broker.connection import Connection
 from enclaved.daemon.broker.peer import Peer, peer_of
+from enclaved.daemon.broker.reasons import refusal_of
 from enclaved.daemon.broker.settings import BrokerSettings
 from enclaved.daemon.refusal import RefusalError
 
@@ -266,7 +268,8 @@ class Broker:
         connection.client = Client(known.id, printable(hello.client), known.pid, known.program, hello.priority)
         version = connection.session.version
         assert version is not None, "the session let a hello through whose version is not spoken"
-        connection.say(
+        connection.crossed = 0
+        connection.welcome(
             Welcome(
                 version=version,
                 token=secrets.token_bytes(16),
@@ -290,17 +293,14 @@ class Broker:
 
     def _begin(self, connection: Connection, call: Call) -> None:
         """Has the call answered."""
-        if call.wants_cancel:
-            call.error(cancelled())
-            return
         try:
-            work = self._handle(call)
+            if call.wants_cancel:
+                call.error(refusal_of(Reason(Why.CANCELLED)))
+            elif not call.has_ended and (work := self._handle(call)) is not None:
+                self._tasks.create_task(self._finish(call, work))
         except Exception:
             logger.exception("%s could not be answered", call.request.method)
             call.error(_own_defect())
-        else:
-            if work is not None:
-                self._tasks.create_task(self._finish(call, work))
         connection.start_deferred()
 
     async def _finish(self, call: Call, work: Coroutine[Any, Any, None]) -> None:

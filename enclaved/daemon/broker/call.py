@@ -116,6 +116,11 @@ class Call:
         return self._outlet.credit(self) > 0 and self._outlet.takes()
 
     @property
+    def owed_bytes(self) -> int:
+        """Of all that waits for the client, chunks and end."""
+        return self._joiner.waiting_bytes + (0 if self._last is None or self._ended else _size(self._last))
+
+    @property
     def waiting_bytes(self) -> int:
         """Of chunks that the client has not asked for yet."""
         return self._joiner.waiting_bytes
@@ -129,8 +134,8 @@ class Call:
 
     @property
     def has_room(self) -> bool:
-        """Whether so little waits for the client that an answer may be made for it."""
-        return not self._outlet.is_full
+        """Whether the client reads, so that an answer may be made for it."""
+        return self._outlet.takes()
 
     async def room(self) -> None:
         """Waits until there is room."""
@@ -231,11 +236,6 @@ class Call:
             self._last = message
             self._outlet.owe(self, _size(message))
             self.pump()
-
-
-def cancelled() -> RefusalError:
-    """What a call ends with that was cancelled before anybody worked on it."""
-    return RefusalError("cancelled", "The request was cancelled before anybody worked on it.")
 
 
 def _size(message: Result | Error) -> int:

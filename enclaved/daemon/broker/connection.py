@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 from enclave.protocol.errors import BUSY_SECONDS, LocalProtocolError, RemoteProtocolError
 from enclave.protocol.messages import (
@@ -23,14 +23,17 @@ from enclave.protocol.messages import (
     Progress,
     Request,
     Result,
+    Welcome,
     failure,
     refusal,
 )
 from enclave.protocol.session import Role, Session, State
 from enclaved.core.ids import ClientId
-from enclaved.daemon.broker.call import Call, cancelled
+from enclaved.core.reasons import Reason, Why
+from enclaved.daemon.broker.call import Call
 from enclaved.daemon.broker.client import Client
 from enclaved.daemon.broker.peer import Peer
+from enclaved.daemon.broker.reasons import refusal_of
 from enclaved.daemon.broker.window import Window
 
 logger = logging.getLogger("enclaved.broker")
@@ -66,8 +69,8 @@ class Connection:
         """Of chunks and ends that cannot be sent yet."""
         self._queued_bytes: dict[int, int] = {}
         """Of the requests that nobody works on yet, by id."""
-        self._deferred: deque[Call] = deque()
-        """Calls that nobody answers before the client has read more."""
+        self._deferred: dict[Call, tuple[float, asyncio.TimerHandle | None]] = {}
+        """Calls that nobody answers before the client has read more, in order: since when, and their deadline."""
         self._rooms: list[asyncio.Future[None]] = []
         """Of answers that are not made before then."""
         self._gone = False
@@ -106,6 +109,13 @@ class Connection:
         if not self._gone:
             self._write(self.session.send(message))
 
+    def welcome(self, message: Welcome) -> None:
+        """Begins the session. The client says what it has read, also of the session before, whose pings it dropped."""
+        is_behind = self._window.unread_messages > 0
+        self.say(message)
+        if is_behind:
+            self._ask()
+
     def refuse(self, error: RemoteProtocolError) -> None:
         """Answers a message that cannot be accepted."""
         try:
@@ -122,29 +132,42 @@ class Connection:
     # --- calls ---
 
     def take_on(self, call: Call) -> bool:
-        """Counts a call as open; False when it is to be answered later, since so much waits for its client already."""
+        """Counts a call as open; False when it is to be answered later, since its client does not read."""
         self.calls[call.request.id] = call
-        if not self.is_full:
+        if self._window.is_open and not self._deferred:
             return True
-        self._deferred.append(call)
-        call.on_cancel = lambda: self._drop_deferred(call)
+        loop, deadline = asyncio.get_running_loop(), call.request.deadline
+        timer = None if deadline is None else loop.call_later(deadline, self._drop_deferred, call, Why.DEADLINE)
+        self._deferred[call] = loop.time(), timer
+        call.on_cancel = lambda: self._drop_deferred(call, Why.CANCELLED)
         return False
 
     def start_deferred(self) -> None:
-        """Has the next call answered whose turn is now. Its answer counts before the next one's turn comes."""
-        if self.is_full:
+        """Has the next call answered, if the client reads. Its answer counts before the next one's turn comes."""
+        if not self._window.is_open:
             return
         rooms, self._rooms = self._rooms, []
         for room in rooms:
             if not room.done():
                 room.set_result(None)
         if self._deferred:
-            self._start(self._deferred.popleft())
+            call = next(iter(self._deferred))
+            since = self._no_longer_deferred(call)
+            if (deadline := call.request.deadline) is not None:
+                left = max(0.0, deadline - (asyncio.get_running_loop().time() - since))
+                call.request = replace(call.request, deadline=left)
+            self._start(call)
 
-    def _drop_deferred(self, call: Call) -> None:
+    def _no_longer_deferred(self, call: Call) -> float:
+        since, timer = self._deferred.pop(call)
+        if timer is not None:
+            timer.cancel()
+        return since
+
+    def _drop_deferred(self, call: Call, why: Why) -> None:
         if call in self._deferred:
-            self._deferred.remove(call)
-            call.error(cancelled())
+            self._no_longer_deferred(call)
+            call.error(refusal_of(Reason(why, {"waited_seconds": call.request.deadline or 0.0})))
 
     def admit(self, request: Request) -> None:
         """Counts a request that arrived. Raises RemoteProtocolError (`busy`) when too much waits already."""
@@ -238,8 +261,6 @@ class Connection:
 
     def _owe(self, size_bytes: int) -> None:
         self._waiting_bytes += size_bytes
-        if size_bytes < 0:
-            self.start_deferred()
         if self.paused and self.is_relieved:
             for call in list(self.paused):
                 call.resume_if_relieved()
@@ -256,13 +277,18 @@ class Connection:
 
     def _forget(self, call: Call) -> None:
         if self.calls.pop(call.request.id, None) is not None:
-            self._owe(-call.waiting_bytes)
+            self._owe(-call.owed_bytes)
         self._queued_bytes.pop(call.request.id, None)
 
     def _write(self, frames: list[bytes]) -> None:
         self._window.sent(frames)
         self._post(frames)
-        if self._window.ping_due and self.is_open and not self._gone:
+        if self._window.ping_due:
+            self._ask()
+
+    def _ask(self) -> None:
+        """Asks what the client has read."""
+        if self.is_open and not self._gone:
             ping = Ping(data=self._nonce())
             frames = self.session.send(ping)
             self._window.sent(frames)

@@ -34,7 +34,6 @@ from enclave.protocol.messages import Chunk as ChunkMessage
 from enclave.protocol.session import Role, Session
 from enclaved.daemon.broker import Broker, BrokerSettings, Call
 from enclaved.daemon.broker.broker import CROSSED_MAX, FRAMES_HUNG_UP_ON, REFUSED_MAX
-from enclaved.daemon.broker.call import cancelled
 from enclaved.daemon.refusal import RefusalError
 
 pytestmark = pytest.mark.asyncio
@@ -69,6 +68,10 @@ class Peer:
 
     async def send_raw(self, *frames: bytes) -> None:
         await self.socket.send_multipart(list(frames))  # pyright: ignore[reportUnknownMemberType]
+
+    async def receive_raw(self) -> list[bytes]:
+        async with asyncio.timeout(SECONDS):
+            return await self.socket.recv_multipart()
 
     async def next(self) -> Message:
         async with asyncio.timeout(SECONDS):
@@ -335,6 +338,37 @@ async def test_a_second_wrong_hello_is_answered_like_the_first(short: Path) -> N
             assert error.code == "version_mismatch"
 
 
+@pytest.mark.parametrize("ends", ["bye", "error"])
+async def test_a_session_that_follows_one_whose_answers_were_not_read_is_answered(short: Path, ends: str) -> None:
+    """Pings of the session before are never answered: the client drops what still comes of it."""
+    async with _served(short, BrokerSettings(unread_bytes_max=64 * 1024)) as served:
+        other, peer = served.peer(), served.peer()
+        await other.hello()
+        await peer.hello()
+        request_id = await peer.call()
+        call = await served.next_call()
+        await peer.send(Credit(id=RequestId(request_id), chunks=100))
+        await other.round()
+        for _ in range(20):
+            call.chunk(bytes(10_000), 1)
+        if ends == "bye":
+            await peer.send(Bye())
+        else:
+            await peer.send_raw(b"\xc1")
+        peer.session = Session(Role.CLIENT)
+        await peer.send(Hello(version=1, client="again"))
+        while True:
+            frames = await peer.receive_raw()
+            if cast("Any", msgpack).unpackb(frames[0])["type"] == "welcome":
+                peer.session.receive(frames)
+                break
+        await peer.call()
+        ping = await peer.next()
+        assert isinstance(ping, Ping)
+        await peer.send(Pong(data=ping.data))
+        assert (await served.next_call()).client.name == "again"
+
+
 async def test_who_goes_on_and_on_after_its_session_has_ended_is_hung_up_on(short: Path) -> None:
     async with _served(short) as served:
         good, bad = served.peer(), served.peer()
@@ -377,7 +411,7 @@ async def test_a_superseded_request_makes_room_for_the_newer(short: Path) -> Non
             request = Request(id=peer.session.next_id(), method="generate", supersedes="doc", body=bytes(2000))
             await peer.send(request)
             call = await served.next_call()
-            call.on_cancel = lambda call=call: call.error(cancelled())
+            call.on_cancel = lambda call=call: call.error(RefusalError("cancelled", "x"))
             if number:
                 error = await peer.next()
                 assert isinstance(error, Error)

@@ -305,11 +305,16 @@ def test_what_an_earlier_session_still_answers_does_not_count_against_the_next()
     assert " 0 bytes wait" in repr(connection)
 
 
-def test_an_answer_that_is_broken_off_leaves_nothing_that_counts() -> None:
+@pytest.mark.parametrize("ends", ["first", "before its last chunk"])
+def test_an_answer_that_is_broken_off_leaves_nothing_that_counts(ends: str) -> None:
     conversation = Conversation(credit=0)
     call = conversation.call
     call.chunk(bytes(1000), 1)
-    call.result(Result(id=call.request.id, body=bytes(100), attachments=(), frames=(b"not announced",)))
+    if ends == "first":
+        call.result(Result(id=call.request.id, body=bytes(100), attachments=(), frames=(b"not announced",)))
+    else:
+        call.result(_result(call, 100))
+        conversation.connection.session.limits = Limits(body_bytes=10)
     conversation.grant(Credit(id=call.request.id, chunks=5))
     (error,) = conversation.of(Error)
     assert error.code == "internal"
@@ -332,7 +337,8 @@ async def test_an_answer_waits_for_room_until_the_client_has_read() -> None:
     assert call.has_room
 
 
-def test_a_call_that_came_while_too_much_waits_is_answered_later_and_one_at_a_time() -> None:
+@pytest.mark.asyncio
+async def test_a_call_that_came_while_its_client_does_not_read_is_answered_later_and_one_at_a_time() -> None:
     conversation = Conversation(credit=100, limits=SMALL)
     connection = conversation.connection
     conversation.deaf = True
@@ -343,7 +349,44 @@ def test_a_call_that_came_while_too_much_waits_is_answered_later_and_one_at_a_ti
     assert conversation.started == []
     conversation.listen()
     assert conversation.started == [late[0]]
+    newest = conversation.another()
+    assert not connection.take_on(newest), "it would overtake"
     connection.start_deferred()
-    assert conversation.started == [late[0], late[2]]
+    connection.start_deferred()
+    assert conversation.started == [late[0], late[2], newest]
     (error,) = conversation.of(Error)
     assert (error.id, error.code) == (late[1].request.id, "cancelled")
+
+
+@pytest.mark.asyncio
+async def test_a_deadline_counts_while_a_call_is_put_off() -> None:
+    conversation = Conversation(credit=100, limits=SMALL)
+    connection = conversation.connection
+    conversation.deaf = True
+    conversation.call.chunk(bytes(BUDGET), 1)
+    short, long = conversation.another(deadline=0.01), conversation.another(deadline=1000.0)
+    over = asyncio.Event()
+    fail = short.error
+
+    def failed(refusal: RefusalError) -> None:
+        fail(refusal)
+        over.set()
+
+    vars(short)["error"] = failed
+    assert not connection.take_on(short)
+    assert not connection.take_on(long)
+    await over.wait()
+    conversation.listen()
+    assert conversation.started == [long]
+    assert 0 < (long.request.deadline or 0) <= 1000.0 - 0.01
+    (error,) = conversation.of(Error)
+    assert (error.id, error.code) == (short.request.id, "deadline")
+
+
+def test_what_lacks_credit_puts_nothing_off() -> None:
+    """It is the client's choice to ask for no more of one answer; that it reads shows in the others."""
+    conversation = Conversation(credit=0, limits=SMALL)
+    conversation.call.chunk(bytes(2 * BUDGET), 1)
+    assert conversation.connection.is_full
+    assert conversation.connection.take_on(conversation.another())
+    assert conversation.call.has_room
