@@ -42,7 +42,7 @@ def _listens() -> bool:
 
 
 def busy_instances(events: Iterable[EventChunk]) -> Generator[list[InstanceInfo]]:
-    """The instances with requests at work, after each event of the topic `instances`."""
+    """The instances with requests at work or waiting, after each event of the topic `instances`."""
     from enclave.protocol.bodies import InstanceInfo
     from enclave.protocol.codec import decode
 
@@ -58,15 +58,20 @@ def busy_instances(events: Iterable[EventChunk]) -> Generator[list[InstanceInfo]
         else:
             things[event.key or ""] = data
         instances = [decode(InstanceInfo, thing) for thing in things.values()]
-        yield [instance for instance in instances if instance.leases]
+        yield [instance for instance in instances if instance.leases or instance.queued]
 
 
-def awaited(instances: Iterable[InstanceInfo]) -> str:
-    """`waiting for 2 requests of my-editor, enclave-cli`; empty where none is at work."""
-    requests, names = 0, dict[str, None]()
-    for instance in instances:
-        requests += instance.leases
-        names |= dict.fromkeys(line(asker.name) for asker in instance.askers if asker.running and asker.name.strip())
+def awaited(instances: Iterable[InstanceInfo], *, queued: bool = False) -> str:
+    """`waiting for 2 requests of my-editor, enclave-cli`, with those that are `queued` too; empty where there are
+    none."""
+    instances = list(instances)
+    requests = sum(instance.leases for instance in instances)
+    if queued:  # each instance of a model tells the whole queue for it
+        requests += sum({instance.model: instance.queued for instance in instances}.values())
+    names = dict[str, None]()
+    for asker in (asker for instance in instances for asker in instance.askers):
+        if asker.name.strip() and (asker.running or (queued and asker.queued)):
+            names[line(asker.name)] = None
     if not requests:
         return ""
     whose = f" of {cut(', '.join(names), _NAMES_COLUMNS_MAX)}" if names else ""

@@ -440,6 +440,7 @@ def test_stop_waits_until_no_instance_has_a_request_at_work(
             ("snapshot", None, {"i1": encode(replace(READY, leases=2))}),
             ("added", "i3", encode(replace(READY, id="i3", leases=1))),
             ("removed", "i1", None),
+            ("changed", "i3", encode(replace(READY, id="i3", state="loading", queued=1))),
             ("changed", "i3", encode(replace(READY, id="i3"))),
         )
         for number, (name, key, data) in enumerate(told):
@@ -469,3 +470,4 @@ def test_what_is_waited_for_is_told_with_its_clients() -> None:
     assert running.awaited([]) == ""
     assert running.awaited([replace(one, askers=())]) == "waiting for 1 request"
     assert running.awaited([one, one]) == "waiting for 2 requests of me\ufffd"
+    assert running.awaited([replace(one, queued=1)] * 2, queued=True) == "waiting for 3 requests of me\ufffd, idle"

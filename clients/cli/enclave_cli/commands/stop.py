@@ -24,16 +24,16 @@ _GONE = frozenset({"connection_lost", "shutting_down"})
 
 
 @click.command("stop")
-@click.option("--now", is_flag=True, help="Don't wait for running requests: they are cancelled.")
+@click.option("--now", is_flag=True, help="Don't wait for requests: they are cancelled.")
 @json_option("Print one JSON document: {stopped: …, pid: …}.")
 @no_start_option(hidden=True)
 @click.pass_obj
 def command(invocation: Invocation, now: bool) -> None:
     """End the daemon.
 
-    Requests that run are finished first, also those that begin meanwhile; on a terminal it says whose they are. With
-    Ctrl-C while it waits, the daemon stays. The command ends when the daemon has. Where none runs, none is started, and
-    that is no error.
+    Requests that run or wait are finished first, also those that come meanwhile; on a terminal it says whose they are.
+    With Ctrl-C while it waits, the daemon stays. The command ends when the daemon has. Where none runs, none is
+    started, and that is no error.
 
     \b
     Examples:
@@ -90,4 +90,4 @@ def _wait_until_idle(client: Daemon, status: StatusLine) -> None:
     for busy in busy_instances(client.events("instances")):
         if not busy:
             return
-        status.show(awaited(busy))
+        status.show(awaited(busy, queued=True))
