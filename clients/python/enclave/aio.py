@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, Unpack
 
@@ -23,7 +22,7 @@ from enclave.connecting import (
     no_answer,
     not_again,
 )
-from enclave.exceptions import ConnectionLostError, EnclaveError
+from enclave.exceptions import ConnectionLostError, EnclaveError, error_for
 from enclave.naming import ModelName, named
 
 if TYPE_CHECKING:
@@ -95,13 +94,13 @@ class AsyncClient:
     async def close(self) -> None:
         """End the connection; open requests are cancelled. A later call connects again."""
         connecting, self._connecting = self._connecting, None
-        if connecting is not None and not connecting.get_loop().is_closed():
-            connecting.cancel()
-            with suppress(asyncio.CancelledError, EnclaveError):
-                await connecting
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.close()
+            await connection.close()  # first: what waits for the next connection ends by it
+        if connecting is not None and not connecting.get_loop().is_closed():
+            connecting.cancel()
+            if connecting.get_loop() is asyncio.get_running_loop():
+                await asyncio.wait([connecting])
 
     def _connected(self) -> AsyncConnection | None:
         """The connection if calls may begin on it now."""
@@ -116,7 +115,12 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         if self._connecting is None or self._connecting.done() or self._connecting.get_loop() is not loop:
             self._connecting = loop.create_task(self._make_connection())
-        return await asyncio.shield(self._connecting)
+            self._connecting.add_done_callback(_look_at)
+        connecting = self._connecting
+        await asyncio.wait([connecting])  # who waits may be cancelled without it, and it without them
+        if connecting.cancelled():
+            raise error_for("cancelled", "the client was closed")
+        return connecting.result()
 
     async def _make_connection(self) -> AsyncConnection:
         from enclave.aio_connection import AsyncConnection
@@ -143,10 +147,16 @@ class AsyncClient:
 
     async def _again(self, answer: Answer) -> None:
         """Ask on a new connection what was lost with the last one; when that can't be done, the answer has failed."""
+        if answer.done:
+            return
         try:
-            (await self._connect()).begin_again(answer)
+            async with asyncio.timeout_at(answer.ends_at):
+                connection = await self._connect()
+            connection.begin_again(answer)
         except EnclaveError as error:
             answer.fail(not_again(answer.lost(), error))
+        except TimeoutError:
+            answer.fail(error_for("deadline"))
 
     def _stream(
         self, make: Callable[Arguments, calls.Call], *arguments: Arguments.args, **named_arguments: Arguments.kwargs
@@ -392,3 +402,9 @@ class AsyncClient:
     async def shutdown(self, *, now: bool = False) -> None:
         """End the daemon; with `now` without waiting for what runs."""
         await self._ask(calls.shutdown(now))
+
+
+def _look_at(connecting: asyncio.Task[AsyncConnection]) -> None:
+    """Nobody may be left who waits for it, and its error is no news then."""
+    if not connecting.cancelled():
+        connecting.exception()

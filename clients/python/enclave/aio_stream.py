@@ -120,7 +120,10 @@ class AsyncStream(Generic[ItemT, ResultT]):
         if answer.displaced:
             if self._moving is None or self._moving.done():
                 self._moving = asyncio.get_running_loop().create_task(self._move(answer))
-            await asyncio.shield(self._moving)
+            moving = self._moving
+            await asyncio.wait([moving])  # who waits may be cancelled without it, and it without them
+            if not moving.cancelled():
+                moving.result()
         else:
             await _connection(answer).wait(answer)
 
@@ -157,6 +160,8 @@ class AsyncStream(Generic[ItemT, ResultT]):
         self._cancelled = True
         if self._answer is not None:
             _connection(self._answer).cancel(self._answer)
+            if self._moving is not None:
+                self._moving.cancel()
         elif self._opening is not None:
             self._opening.cancel()
 

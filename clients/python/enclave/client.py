@@ -1,19 +1,19 @@
 """The blocking client: the methods of the daemon as plain calls. Its asynchronous twin is aio.py.
 
-Any number of threads may share a client; connection.py does the waiting. After a fork each process has a connection of
-its own.
+Any number of threads may share a client; connection.py waits for answers, attempt.py for a connection. After a fork each
+process has its own.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from enclave import calls
+from enclave.attempt import Attempt, Connecting, Need
 from enclave.calls import Message, PriorityName, Prompt, RequestOptions, SamplingOptions
 from enclave.connecting import (
     CONNECT_ATTEMPTS,
@@ -72,8 +72,8 @@ class Client:
         `timeout` (seconds) is for connecting, including the daemon's start.
         """
         self._options = ClientOptions.make(name, priority, start, endpoint, timeout)
-        self._connecting: dict[int, threading.Lock] = {}
-        """By process: after a fork, a thread that is not here may hold the old one."""
+        self._processes: dict[int, Connecting] = {}
+        """By process: after a fork, a thread that is not here may hold the old one's lock."""
         self._connection: Connection | None = None
 
     def __repr__(self) -> str:
@@ -93,48 +93,104 @@ class Client:
 
     def close(self) -> None:
         """End the connection; open requests are cancelled. A later call connects again."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        connecting = self._connecting
+        with connecting.lock:
+            connecting.closings += 1
+            connection, self._connection = self._connection, None
+            made = connecting.attempt.connection if connecting.attempt is not None else None
+            connecting.changed.notify_all()
+        for each in (connection, made):
+            if each is not None:
+                each.close()
 
-    def _connect(self) -> Connection:
-        """The connection, made if need be; threads share the attempt. Raises EnclaveError."""
+    @property
+    def _connecting(self) -> Connecting:
+        process = os.getpid()
+        return self._processes.get(process) or self._processes.setdefault(process, Connecting())
+
+    def _connect(self, answer: Answer | None = None) -> Connection:
+        """The connection, made if need be; threads share the attempt. With an `answer`, only as long as that has not
+        ended. Raises EnclaveError."""
         connection = self._connection
         if connection is not None and connection.look():
             return connection
-        with self._connecting.setdefault(os.getpid(), threading.Lock()):
-            before = self._connection
-            if before is not None and before.look():
-                return before
-            connection = self._connected()
+        connecting, mine = self._connecting, Attempt()
+        need = Need(connecting, answer)
+        while True:
+            try:
+                try:
+                    with connecting.lock:
+                        need.raise_if_over()
+                        attempt = connecting.attempt
+                        if attempt is not None:
+                            connecting.changed.wait(need.seconds)
+                            if attempt.error is not None:
+                                raise attempt.error
+                            continue
+                        connecting.attempt = mine
+                    return self._make(connecting, mine, need)
+                finally:
+                    connecting.end(mine)
+            except BaseException:
+                connecting.end(mine)  # Ctrl-C may have come in the middle of it
+                raise
+
+    def _make(self, connecting: Connecting, attempt: Attempt, need: Need) -> Connection:
+        """The next connection, unless the last one is still good; with what was lost with the last one."""
+        before = self._connection
+        if before is not None and before.look():
+            return before
+        try:
+            connection = self._connected(connecting, attempt, need)
             if before is not None:
                 connection.adopt(before)
-                before.close()
-            self._connection = connection
-            return connection
+            with connecting.lock:
+                need.raise_if_closed()
+                self._connection = connection
+        except BaseException as error:
+            if attempt.connection is not None:
+                attempt.connection.close()
+            if isinstance(error, EnclaveError):
+                need.raise_if_over()
+                attempt.error = error
+            raise
+        if before is not None:
+            before.close()
+        return connection
 
-    def _connected(self) -> Connection:
+    def _connected(self, connecting: Connecting, attempt: Attempt, need: Need) -> Connection:
         from enclave.connection import Connection
 
         deadline = time.monotonic() + self._options.timeout
+        if need.ends_at is not None:
+            deadline = min(deadline, need.ends_at)
         address = ""
         for _ in range(CONNECT_ATTEMPTS):
             address = find_address(self._options, max(0.0, deadline - time.monotonic()))
+            connection = Connection(self._options, address)
+            with connecting.lock:
+                attempt.connection = connection
+                need.raise_if_closed()
             try:
-                return Connection(self._options, address, deadline)
+                connection.welcomed(self._options, deadline, need.is_over)
             except ConnectionLostError:
+                connection.close()
                 continue
+            return connection
         raise no_answer(address)
 
     def _again(self, answer: Answer) -> None:
         """Ask on a new connection what was lost with the last one; when that can't be done, the answer has failed."""
         try:
-            self._connect().begin_again(answer)
+            self._connect(answer).begin_again(answer)
         except EnclaveError as error:
             answer.fail(not_again(answer.lost(), error))
 
     def _stream(self, call: calls.Call) -> Stream[Any, Any]:
-        return Stream(self._connect().begin(call), self._again)
+        return Stream(self._connect().begin(call), self._again, self._wake)
+
+    def _wake(self) -> None:
+        self._connecting.wake()
 
     def _ask(self, call: calls.Call) -> Any:
         with self._stream(call) as stream:

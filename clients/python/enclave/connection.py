@@ -55,8 +55,8 @@ class _Whole:
 class Connection:
     """The socket with its conversation; both end together."""
 
-    def __init__(self, options: ClientOptions, address: str, deadline: float) -> None:
-        """Connect and wait for the welcome until `deadline` (monotonic). Raises EnclaveError."""
+    def __init__(self, options: ClientOptions, address: str) -> None:
+        """Connect, without waiting. Raises EnclaveError."""
         self.address = address
         self.process = os.getpid()
         self.conversation = Conversation(options.name, program(), options.priority)
@@ -83,10 +83,6 @@ class Connection:
             self._socket.connect(address)
             with self._held, _Whole(self):
                 self._flush()
-            self._wait_until(lambda: self.conversation.welcome is not None, deadline)
-            self._raise_if_over()
-            if self.conversation.welcome is None:
-                raise no_welcome(address, options.timeout)
         except (zmq.ZMQError, OSError) as error:
             self.close()
             raise no_connection(address, error) from None
@@ -96,6 +92,21 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<Connection to {self.address}, {self.conversation!r}>"
+
+    def welcomed(self, options: ClientOptions, deadline: float, given_up: Callable[[], bool]) -> None:
+        """Wait for the welcome until `deadline` (monotonic), or until it is given up: who changes that calls `wake`.
+        Raises EnclaveError."""
+        self._wait_until(lambda: self.conversation.welcome is not None or given_up(), deadline)
+        self._raise_if_over()
+        if self.conversation.welcome is None:
+            raise no_welcome(self.address, options.timeout)
+
+    def wake(self) -> None:
+        """Have those that wait look whether they still have to."""
+        with self._held:
+            if self._leader is not None and not self._closed:
+                self._wake_reader()
+            self._changed.notify_all()
 
     @property
     def usable(self) -> bool:
@@ -151,20 +162,18 @@ class Connection:
                 self._flush()
 
     def adopt(self, before: Connection) -> None:
-        """Ask again what was lost with the connection before this one."""
-        displaced = before.hand_over()
+        """Ask again what was lost with the connection before this one; until then, that one's `close` ends it."""
+        if before.is_inherited:
+            return  # the other process asks
+        with before._held:
+            displaced = before.conversation.unasked
         with self._held, _Whole(self):
             for answer in displaced:
                 answer.place = self
             self.conversation.adopt(displaced, time.monotonic())
             self._flush()
-
-    def hand_over(self) -> list[Answer]:
-        """What is to be asked again on the next connection."""
-        if self.is_inherited:
-            return []  # the other process asks
-        with self._held:
-            return self.conversation.hand_over()
+        with before._held:
+            before.conversation.hand_over()
 
     def take(self, answer: Answer) -> list[object]:
         """The next thing that iterating gives, if there is one, and send the credit that is due."""

@@ -88,6 +88,11 @@ class Answer:
         return f"{self.call.method} {self.id}, {state}"
 
     @property
+    def ends_at(self) -> float | None:
+        """When its deadline passes, by the client's clock."""
+        return None if self.call.deadline is None else self.begun_at + self.call.deadline
+
+    @property
     def is_repeatable(self) -> bool:
         """Whether asking again is safe and makes sense."""
         if self.done or self._has_begun or self.cancelled or self._repeats >= REPEATS_MAX:
@@ -235,8 +240,7 @@ class Conversation:
         has passed."""
         if not answer.displaced:
             return
-        deadline = answer.call.deadline
-        left = None if deadline is None else deadline - (now - answer.begun_at)
+        left = None if answer.ends_at is None else answer.ends_at - now
         if left is not None and left <= 0:
             raise error_for("deadline")
         answer.settle(self._ask(answer.call, left))
@@ -244,10 +248,15 @@ class Conversation:
         if answer.cancelled:  # meanwhile
             self._cancel(answer)
 
+    @property
+    def unasked(self) -> list[Answer]:
+        """What is to be asked again, in its order."""
+        return [answer for answer in self.displaced if answer.displaced]
+
     def hand_over(self) -> list[Answer]:
         """What is to be asked again; from now on in the conversation that takes it."""
-        displaced, self.displaced = self.displaced, []
-        return [answer for answer in displaced if answer.displaced]
+        unasked, self.displaced = self.unasked, []
+        return unasked
 
     def adopt(self, displaced: Sequence[Answer], now: float) -> list[Answer]:
         """Ask again, in their order, what was lost with the conversation before; gives those that are open now.

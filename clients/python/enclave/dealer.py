@@ -55,7 +55,7 @@ class Dealer:
         self.besides: Sequence[Closable] = ()
         """Closed together with them."""
         self._process = os.getpid()
-        weakref.finalize(owner, self.close).atexit = False
+        weakref.finalize(owner, self._end).atexit = False
 
     def open(self) -> None:
         """Make the sockets; raises ZMQError."""
@@ -63,6 +63,14 @@ class Dealer:
         self.socket = self.context.socket(zmq.DEALER)
         set_options(self.socket)
         self.monitor = self.socket.get_monitor_socket(MONITORED)
+
+    def _end(self) -> None:
+        """Close, when the owner is gone: nobody would do it once more."""
+        try:
+            self.close()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close what there is; once more when that was interrupted."""

@@ -23,10 +23,12 @@ class Stream(Generic[ItemT, ResultT]):
     Threads may share a stream: each piece goes to one of them.
     """
 
-    def __init__(self, answer: Answer, again: Callable[[Answer], None]) -> None:
-        """`again` asks a displaced answer's question on a new connection, or lets it fail."""
+    def __init__(self, answer: Answer, again: Callable[[Answer], None], wake: Callable[[], None]) -> None:
+        """`again` asks a displaced answer's question on a new connection, or lets it fail; `wake` has it look whether
+        the answer has ended meanwhile."""
         self._answer = answer
         self._again = again
+        self._wake = wake
 
     def __repr__(self) -> str:
         return f"<Stream {self._answer!r}>"
@@ -35,7 +37,7 @@ class Stream(Generic[ItemT, ResultT]):
         # Nobody can read it any more. At the interpreter's end, threads may be gone with what they held.
         answer: Answer | None = getattr(self, "_answer", None)
         if answer is not None and not answer.done and not answer.cancelled and not is_finalizing():
-            self.cancel()
+            self._cancel()  # nobody is to be woken
 
     @property
     def _connection(self) -> Connection:
@@ -101,6 +103,12 @@ class Stream(Generic[ItemT, ResultT]):
 
     def cancel(self) -> None:
         """Ask for the end now; does nothing when it has come already."""
+        if not self._answer.done:
+            self._cancel()
+            if self._answer.done:
+                self._wake()
+
+    def _cancel(self) -> None:
         cancelled_on: Connection | None = None
         while cancelled_on is not self._connection:  # another thread may be asking again elsewhere
             cancelled_on = self._connection

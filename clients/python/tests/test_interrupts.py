@@ -20,6 +20,7 @@ import zmq
 import enclave
 from enclave import client as client_module
 from enclave.client import Client
+from enclave.protocol import Request
 
 if TYPE_CHECKING:
     from clients.python.tests.conftest import ScriptedDaemon
@@ -33,8 +34,12 @@ FILES = frozenset(f"{HOME}{os.sep}{name}.py" for name in ("client", "connection"
 
 def is_finalizer(frame: FrameType) -> bool:
     """Whether the garbage collector called this: what is raised there goes nowhere."""
-    caller = frame.f_back
-    return frame.f_code.co_name == "__del__" or (caller is not None and caller.f_code.co_filename == weakref.__file__)
+    at: FrameType | None = frame
+    while at is not None:
+        if at.f_code.co_name == "__del__" or at.f_code.co_filename == weakref.__file__:
+            return True
+        at = at.f_back
+    return False
 
 
 class InterruptAt:
@@ -111,6 +116,33 @@ def test_ctrl_c_in_one_thread_leaves_the_others_with_an_answer_or_a_lost_connect
     assert not any(each.is_alive() for each in others)
     assert foreign == []
     client.close()
+
+
+def test_ctrl_c_at_any_line_of_connecting_again_leaves_the_others_with_an_end(
+    make_daemon: Callable[..., ScriptedDaemon], announce: Callable[[str], None]
+) -> None:
+    seen = 0
+    with ThreadPoolExecutor(1) as other:
+        for line in range(1, 10_000, STEP):
+            seen = line
+            first = make_daemon()
+            first.answers["generate"] = lambda exchange: None
+            announce(first.address)
+            client = Client(start=False)
+            mine, its = client.generate("tiny", "x"), client.generate("tiny", "y")
+            first.wait_seen(Request, 2)
+            second = make_daemon()
+            announce(second.address)
+            first.stop()
+            waiting = other.submit(its.result)
+            with InterruptAt(line) as interrupt, suppress(KeyboardInterrupt, enclave.EnclaveError):
+                mine.result()
+            assert isinstance(waiting.exception(SECONDS), enclave.EnclaveError | None), line
+            client.close()
+            second.stop()
+            if interrupt.left > 0:
+                break
+    assert seen > 20
 
 
 def test_ctrl_c_while_the_sockets_are_made_closes_those_that_are(
