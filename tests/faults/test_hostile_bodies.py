@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from enclave.protocol import Bye, Error, Hello, Request, Result, Role, Session, Welcome, write_body
+from enclave.protocol import Bye, Error, Request, Result, write_body
 from enclave.protocol.bodies import UnloadParams
 from enclave.protocol.methods import METHODS, AnsweredBy
 from enclaved.daemon.methods import OWN_BODY_BYTES_MAX
@@ -75,9 +75,7 @@ def test_what_a_session_waited_for_is_forgotten_with_it(daemon: RunningDaemon) -
         wait_for_instance(other, lambda instance: instance.get("leases") == 1)
         before = anonymous_bytes(daemon.process.pid)
         for _ in range(40):
-            client.session = Session(Role.CLIENT)
-            client.socket.send_multipart(client.session.send(Hello(version=1, client="comes and goes")))
-            assert isinstance(client.next(), Welcome)
+            client.hello_again("comes and goes")
             for _ in range(100):
                 client.send(Request(id=client.session.next_id(), method="instances.unload", body=padded))
             client.send(Bye())

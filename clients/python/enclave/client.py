@@ -1,7 +1,7 @@
 """The blocking client: the methods of the daemon as plain calls. Its asynchronous twin is aio.py.
 
-Any number of threads may share a client; connection.py waits for answers, attempt.py for a connection. After a fork each
-process has its own.
+Any number of threads may share a client; connection.py waits for answers, attempt.py for a connection. After a fork
+each process has its own.
 """
 
 from __future__ import annotations
