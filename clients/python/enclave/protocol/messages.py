@@ -166,7 +166,7 @@ class Request:
     backend: Name | None = None
     """Only this backend will do."""
     adapter: Reference | None = None
-    """A reference. Has no effect yet; so with the next three."""
+    """A reference. Answered `unsupported` yet; so are the next three."""
     draft: Reference | None = None
     """A smaller model that guesses ahead."""
     projector: Reference | None = None
