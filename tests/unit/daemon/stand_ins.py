@@ -87,6 +87,19 @@ def context_of(folder: Path) -> SourceContext:
     return SourceContext(folder)
 
 
+class StandInClock:
+    """Stands still until the test moves it; the loop's own decides when a wait ends."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+
 class StandInChild:
     """A child without a process: keeps what is sent to it, and says and ends as the test tells."""
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from stand_ins import StandInClock
 
 from enclaved.core.events import (
     Accept,
@@ -40,21 +41,6 @@ from enclaved.daemon.conductor import Conductor
 pytestmark = pytest.mark.asyncio
 
 SECONDS = 10.0
-
-
-class TestClock:
-    """A clock that the test moves; the loop's own decides when a wait ends."""
-
-    __test__ = False
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def wall(self) -> float:
-        return self.now
 
 
 class RecordingHands:
@@ -126,7 +112,7 @@ async def _conducted() -> AsyncGenerator[tuple[Conductor, RecordingHands]]:
     hands = RecordingHands()
     cpu = Device(DeviceId("cpu"), 100, 4)
     async with asyncio.TaskGroup() as tasks:
-        conductor = Conductor(State({cpu.id: cpu}), Story(), TestClock(), tasks)
+        conductor = Conductor(State({cpu.id: cpu}), Story(), StandInClock(), tasks)
         hands.conductor = conductor
         conductor.employ(hands)
         running = tasks.create_task(conductor.run())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from stand_ins import Conversation, StandInBackend, StandInSource, an_entry, context_of
+from stand_ins import Conversation, StandInBackend, StandInClock, StandInSource, an_entry, context_of
 
 from enclave.protocol import Error, Result, write_body
 from enclave.protocol.bodies import LoadParams, UnloadParams, WhyParams
@@ -32,21 +32,6 @@ pytestmark = pytest.mark.asyncio
 
 I1 = InstanceId("i1")
 UNLOAD = write_body(UnloadParams(instance=I1))
-
-
-class TestClock:
-    """Stands still until the test moves it; the loop's own decides when a wait ends."""
-
-    __test__ = False
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def wall(self) -> float:
-        return self.now
 
 
 class StandInHands(WorkerHands):
@@ -98,7 +83,7 @@ class Bench:
         self.models = models
         self.hands = StandInHands()
         self.conductor = StandInConductor()
-        self.clock = TestClock()
+        self.clock = StandInClock()
 
         class Unused:
             def prepare(self, backend: str) -> None: ...
