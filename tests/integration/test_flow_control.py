@@ -20,6 +20,10 @@ MODEL = "fake:endless?context=300000"
 SLACK_BYTES = 8_000_000
 
 
+RESTS = pytest.mark.parametrize("seconds", [0, pytest.param(30, marks=pytest.mark.long)])
+"""For how long the client rests when all that can be made is made."""
+
+
 def expected(tokens: int) -> bytes:
     return bytes(counting_byte(index) for index in range(tokens))
 
@@ -42,7 +46,10 @@ def read_all(client: WireClient, request_id: int, tokens: int = TOKENS) -> tuple
             client.send(Credit(id=message.id, chunks=1))
 
 
-def test_what_waits_for_a_client_that_does_not_read_costs_its_bytes_and_all_of_it_comes(daemon: RunningDaemon) -> None:
+@RESTS
+def test_what_waits_for_a_client_that_does_not_read_costs_its_bytes_and_all_of_it_comes(
+    daemon: RunningDaemon, seconds: float
+) -> None:
     with daemon.client() as watcher, WireClient(daemon.endpoint) as slow:
         watcher.generate(MODEL, "x", max_tokens=1000, context=300_000).result()
         slow.hello()
@@ -50,6 +57,7 @@ def test_what_waits_for_a_client_that_does_not_read_costs_its_bytes_and_all_of_i
         request_id = slow.generate(MODEL, max_tokens=TOKENS, context=300_000)
         wait_for_instance(watcher, lambda instance: instance.get("leases", 0) == 1)
         wait_for_instance(watcher, lambda instance: instance.get("leases", 0) == 0)
+        assert slow.is_kept(seconds)
         grown_bytes = anonymous_bytes(daemon.process.pid) - before_bytes
         text, body_bytes, messages = read_all(slow, request_id)
     assert text.encode() == expected(TOKENS)
@@ -57,7 +65,10 @@ def test_what_waits_for_a_client_that_does_not_read_costs_its_bytes_and_all_of_i
     assert messages < 64 + body_bytes // 100_000
 
 
-def test_at_its_budget_a_client_that_does_not_read_pauses_its_sequence_alone(start_daemon: StartDaemon) -> None:
+@RESTS
+def test_at_its_budget_a_client_that_does_not_read_pauses_its_sequence_alone(
+    start_daemon: StartDaemon, seconds: float
+) -> None:
     daemon = start_daemon({"ENCLAVE_BROKER_UNREAD_BYTES_MAX": "1000000"})
     with daemon.client() as other, WireClient(daemon.endpoint) as slow:
         other.generate(MODEL, "x", max_tokens=1000, context=300_000).result()
@@ -65,6 +76,7 @@ def test_at_its_budget_a_client_that_does_not_read_pauses_its_sequence_alone(sta
         before_bytes = anonymous_bytes(daemon.process.pid)
         request_id = slow.generate(MODEL, max_tokens=TOKENS, context=300_000)
         wait_for_instance(other, lambda instance: instance.get("paused", 0) == 1)
+        assert slow.is_kept(seconds)
         assert anonymous_bytes(daemon.process.pid) - before_bytes <= 1.2 * 1_000_000 + SLACK_BYTES
         answer = other.generate(MODEL, "x", temperature=0, max_tokens=500, context=300_000).result()
         assert answer.text.encode() == expected(500)
