@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unicodedata import category
 
 from enclave.protocol.messages import Priority
 from enclaved.core.ids import ClientId
 
+_BREAKING = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode's categories of control characters, lone surrogates and separators of lines. Joiners (Cf) belong to real
+languages."""
+
 
 def printable(text: str) -> str:
     """The text on one line and without control characters, for logs and terminals."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join("\N{REPLACEMENT CHARACTER}" if category(each) in _BREAKING else each for each in text)
 
 
 @dataclass(frozen=True)

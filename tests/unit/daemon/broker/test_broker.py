@@ -397,10 +397,12 @@ async def test_a_message_of_very_many_frames_is_one_too_many(short: Path) -> Non
 async def test_a_name_is_printable_and_on_one_line(short: Path) -> None:
     async with _served(short) as served:
         peer = served.peer()
-        await peer.send(Hello(version=1, client="editor\n2026 ERROR \x1b[31m"))
+        # Persian has a joiner within words.
+        await peer.send(Hello(version=1, client="editor\n2026 ERROR \x1b[31m \u2028 \u0645\u06cc\u200c\u062e"))
         await peer.next()
         await peer.call()
-        assert (await served.next_call()).client.name == "editor\ufffd2026 ERROR \ufffd[31m"
+        name = (await served.next_call()).client.name
+        assert name == "editor\ufffd2026 ERROR \ufffd[31m \ufffd \u0645\u06cc\u200c\u062e"
 
 
 async def test_a_superseded_request_makes_room_for_the_newer(short: Path) -> None:
