@@ -115,10 +115,8 @@ class Models:
             return entry.header or ModelHeader(format=backend.name, architecture="unknown"), None
         path = entry.files[0].path
         identity = await asyncio.to_thread(identity_of, path)
-        for known in self._known.values():
-            if (known.entry.name, known.backend.name, known.identity) == (entry.name, backend.name, identity):
-                return known.header, identity
-        return await self._read(path, backend.header_reader)
+        known = self._same(entry, backend, identity)
+        return (known.header, identity) if known is not None else await self._read(path, backend.header_reader)
 
     async def _read(self, path: str, reader: str) -> tuple[ModelHeader, FileIdentity]:
         """The header of a file. Who is cancelled leaves the reading to its end: the file is open, and whoever is next
@@ -151,15 +149,20 @@ class Models:
 
     def _key(self, entry: ModelEntry, backend: Backend, identity: FileIdentity | None) -> ModelKey:
         """A file that was replaced under its name is another model: requests for it need another instance."""
-        for known in self._known.values():
-            if (known.entry.name, known.backend.name, known.identity) == (entry.name, backend.name, identity):
-                return known.key
+        if (known := self._same(entry, backend, identity)) is not None:
+            return known.key
         key = ModelKey(f"{entry.name}@{backend.name}")
         if key in self._known:
             self._replaced += 1
             # The number is never used again: the core may remember what became of an earlier one.
             key = ModelKey(f"{key}~{self._replaced + 1}")
         return key
+
+    def _same(self, entry: ModelEntry, backend: Backend, identity: FileIdentity | None) -> KnownModel | None:
+        """What is known of a model whose file is still the same."""
+        wanted = (entry.name, backend.name, identity)
+        same = (m for m in self._known.values() if (m.entry.name, m.backend.name, m.identity) == wanted)
+        return next(same, None)
 
     def forget_but(self, in_use: Set[ModelKey]) -> None:
         """Forgets models that are not in use, the longest known first, when there are more than KNOWN_MAX."""

@@ -130,9 +130,9 @@ class EngineLoop:
         now = self._clock()
         try:
             if command.method != "generate" or command.choices != 1:
-                name, what = ("choices", "more than one choice")
+                name, what = "choices", "more than one choice"
                 if command.method != "generate":
-                    name, what = ("method", command.method)
+                    name, what = "method", command.method
                 raise RemoteProtocolError(f"{what} is not built yet", code="unsupported", field=name)
             own = self._engine.read_body(command.body)
             if own is not None:

@@ -118,7 +118,7 @@ class Call:
     @property
     def owed_bytes(self) -> int:
         """Of all that waits for the client, chunks and end."""
-        return self._joiner.waiting_bytes + (0 if self._last is None or self._ended else _size(self._last))
+        return self.waiting_bytes + (0 if self._last is None or self._ended else _size(self._last))
 
     @property
     def waiting_bytes(self) -> int:

@@ -1,8 +1,9 @@
 """One peer's session on the daemon's side, with its calls and what it is owed. No socket: frames go to `post`.
 
 What an answer costs the daemon is bounded here. Two things are counted against the session's `unread_bytes`: chunks and
-ends that wait because the client gave no credit, and what was sent and not yet read (`Window`). At the bound nothing
-more is sent and whoever makes chunks is asked to pause; a client that goes on asking without reading is hung up on.
+ends that wait because the client gave no credit, and what was sent and not yet read (`Window`). At the bound whoever
+makes chunks is asked to pause. When as much was sent and not read, nothing more is sent, and what is asked anew is put
+off; a client that goes on asking all the same is hung up on.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Connection:
         self.refused = 0
         """Sessions of it that ended because it broke the rules."""
         self.crossed = 0
-        """Messages since then that were of the session that had ended."""
+        """Messages of the session that ended last, which came after its end."""
         self.calls: dict[int, Call] = {}
         self.paused: set[Call] = set()
         self._limits = limits

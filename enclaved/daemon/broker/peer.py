@@ -17,6 +17,9 @@ from pathlib import Path
 
 import zmq
 
+_CREDENTIALS = struct.Struct("3i")
+"""unix(7): pid, uid and gid."""
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -38,16 +41,14 @@ class Peer:
         """
         if self.descriptor is None or self.inode is None:
             return False
-        try:
-            # The copy stays what it is while it is looked at, whatever libzmq's thread does with the original.
-            copy = os.dup(self.descriptor)
-        except OSError:
+        connection = _copy(self.descriptor)
+        if connection is None:
             return False
-        if _socket_inode(copy) != self.inode:
-            os.close(copy)
-            return False
-        with socket.socket(fileno=copy) as connection, suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+        with connection:
+            if _inode(connection) != self.inode:
+                return False
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         return True
 
 
@@ -88,17 +89,28 @@ def _descriptor(frame: zmq.Frame) -> int | None:
 
 def _inode_of_process(descriptor: int, pid: int | None) -> int | None:
     """The inode of the connection to this process; None when the number has become another's before it is looked at."""
+    connection = _copy(descriptor)
+    if connection is None:
+        return None
+    with connection:
+        return _inode(connection) if pid is None or _pid_of(connection) in (pid, None) else None
+
+
+def _copy(descriptor: int) -> socket.socket | None:
+    """The socket with this descriptor, which stays what it is while it is looked at, whatever libzmq's thread does with
+    the original; None when it is none any more."""
     try:
-        # The copy stays what it is while it is looked at, whatever libzmq's thread does with the original.
         copy = os.dup(descriptor)
     except OSError:
         return None
-    inode = _socket_inode(copy)
-    if inode is None:
+    if not stat.S_ISSOCK(os.fstat(copy).st_mode):
         os.close(copy)
         return None
-    with socket.socket(fileno=copy) as connection:
-        return inode if pid is None or _pid_of(connection) in (pid, None) else None
+    return socket.socket(fileno=copy)
+
+
+def _inode(connection: socket.socket) -> int:
+    return os.fstat(connection.fileno()).st_ino
 
 
 def _pid_of(connection: socket.socket) -> int | None:
@@ -110,15 +122,3 @@ def _pid_of(connection: socket.socket) -> int | None:
     except OSError:
         return None
     return pid
-
-
-_CREDENTIALS = struct.Struct("3i")
-"""unix(7): pid, uid and gid."""
-
-
-def _socket_inode(descriptor: int) -> int | None:
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None
-    return status.st_ino if stat.S_ISSOCK(status.st_mode) else None
