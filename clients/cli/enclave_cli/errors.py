@@ -46,7 +46,11 @@ NOT_STARTED_HINT = "leave out --no-start, or start one with `enclave serve`"
 def speaks_of_starting(code: str, hint: str) -> bool:
     """Whether an error is about a daemon that was not to be started. One that runs and does not answer has other
     hints."""
-    return code == "daemon_unavailable" and "start=True" in hint
+    if code != "daemon_unavailable":
+        return False
+    from enclave import connecting
+
+    return hint == connecting.NOT_STARTED_HINT
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
+from enclave.connecting import NOT_STARTED_HINT
 from enclave.exceptions import error_for
 from enclave.protocol.methods import METHODS
 from enclave_cli import errors, lazy
@@ -299,7 +300,7 @@ def test_no_start_is_taken_before_and_after_the_command(arguments: list[str], ru
 
 
 def test_without_a_start_the_hint_says_so(run: Run, daemon: FakeDaemon) -> None:
-    daemon.fails_with = error_for("daemon_unavailable", "no daemon is running", hint="start=True")
+    daemon.fails_with = error_for("daemon_unavailable", "no daemon is running", hint=NOT_STARTED_HINT)
     done = run("ps", "--no-start")
     assert done.exit_code == ExitCode.UNREACHABLE
     assert "hint: leave out --no-start" in done.err

@@ -167,10 +167,13 @@ class AsyncClient:
             call = make(*arguments, **named_arguments)
         except EnclaveError as error:
             call = error
+        return self._asked(call)
+
+    def _asked(self, call: calls.Call | EnclaveError) -> AsyncStream[Any, Any]:
         return AsyncStream(call, self._connected(), self._connect, self._again)
 
     async def _ask(self, call: calls.Call) -> Any:
-        return await AsyncStream[Any, Any](call, self._connected(), self._connect, self._again).result()
+        return await self._asked(call).result()
 
     # --- running a model ---------------------------------------------------------------------------------------------
 

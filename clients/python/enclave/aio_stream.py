@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
@@ -33,7 +33,7 @@ class AsyncStream(Generic[ItemT, ResultT]):
         call: Call | EnclaveError,
         connected: AsyncConnection | None,
         connect: Callable[[], Awaitable[AsyncConnection]],
-        again: Callable[[Answer], Awaitable[None]],
+        again: Callable[[Answer], Coroutine[Any, Any, None]],
     ) -> None:
         """`call` may be why there is none. `connected` is where to send now; without one, `connect` is awaited. `again`
         asks a displaced answer's question on a new connection, or lets it fail."""
@@ -119,16 +119,13 @@ class AsyncStream(Generic[ItemT, ResultT]):
         """Wait until something came."""
         if answer.displaced:
             if self._moving is None or self._moving.done():
-                self._moving = asyncio.get_running_loop().create_task(self._move(answer))
+                self._moving = asyncio.get_running_loop().create_task(self._again(answer))
             moving = self._moving
             await asyncio.wait([moving])  # who waits may be cancelled without it, and it without them
             if not moving.cancelled():
                 moving.result()
         else:
             await _connection(answer).wait(answer)
-
-    async def _move(self, answer: Answer) -> None:
-        await self._again(answer)
 
     def _report(self, answer: Answer) -> None:
         progress = answer.call.progress

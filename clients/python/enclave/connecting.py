@@ -23,6 +23,9 @@ from enclave.protocol.records import record
 CONNECT_SECONDS = 10.0
 """For finding or starting the daemon, and its welcome."""
 
+NOT_STARTED_HINT = "Start `enclaved`, or let the client start it (start=True)."
+"""Of the error about a daemon that does not run and was not to be started."""
+
 CONNECT_ATTEMPTS = 2
 """A daemon may end between being found and being greeted; one that drops everyone is no daemon."""
 
@@ -102,9 +105,7 @@ def find_address(options: ClientOptions, timeout: float) -> str:
     if found is None and options.start:
         found = start_daemon(where, os.environ, timeout)
     if found is None:
-        raise DaemonUnavailableError(
-            f"no daemon is running for {where.home}", hint="Start `enclaved`, or let the client start it (start=True)."
-        )
+        raise DaemonUnavailableError(f"no daemon is running for {where.home}", hint=NOT_STARTED_HINT)
     return found.address
 
 
