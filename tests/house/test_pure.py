@@ -29,6 +29,7 @@ PURE = (
     "enclave.conversation",
     "enclave.results",
     "enclave_cli.bridging",
+    "enclave_cli.completing",
     "enclave_cli.json_lines",
     "enclave_llama_cpp.memory",
     "enclave_llama_cpp.tensor_types",

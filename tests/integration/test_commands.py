@@ -10,14 +10,15 @@ import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from enclave.paths import places
 from enclave.protocol.bodies import EVENT_TOPICS
 from enclave.protocol.methods import METHODS
-from enclaved.plugin.engine import Sampling
+from enclave_cli.commands.load import KV_TYPES
+from enclaved.plugin.engine import Placement, Sampling
 from tests.conftest import StartDaemon
 from tests.running import BIN, END_SECONDS, REPOSITORY, RunningDaemon, daemon_environment, run_enclave
 
@@ -138,6 +139,10 @@ def test_the_help_tells_how_tokens_are_drawn_by_default(home: Path) -> None:
         description = told.strip(" |").rpartition(" | ")[2]
         assert description.endswith(default)
         assert description in shown
+
+
+def test_the_types_of_a_cache_are_those_that_a_backend_may_be_asked_for() -> None:
+    assert get_args(get_type_hints(Placement)["kv_type"]) == KV_TYPES
 
 
 NOT_BUILT = [

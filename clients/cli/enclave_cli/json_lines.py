@@ -8,16 +8,13 @@ answers it is filled in, as a program that reads JSON would meet `undefined`. do
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import math
-import types
-import typing
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Union, cast, get_args, get_origin
+from typing import cast
 
 from enclave.protocol.codec import decode, encode, field_names
 from enclave.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -39,6 +36,7 @@ from enclave.protocol.messages import (
 )
 from enclave.protocol.methods import METHODS
 from enclave.protocol.packing import BODY_LIMITS, MIB, iterate, pack, unpack
+from enclave_cli.completing import complete
 
 LINE_BYTES_MAX = 96 * MIB
 """Three times the largest body, for what JSON escapes, and the largest attachment (64 MiB) in base64."""
@@ -320,53 +318,3 @@ def _chunk_values(chunk: Chunk) -> list[object]:
 def _to_base64(value: object) -> str:
     assert isinstance(value, bytes), "the protocol has no other values that JSON does not have"
     return base64.b64encode(value).decode()
-
-
-# --- the fields that an answer left out -------------------------------------------------------------------------------
-
-
-def complete(kind: type[object], value: object) -> object:
-    """A value of a body with every declared field of the dataclass `kind`, also in what lies in it."""
-    if not isinstance(value, dict):
-        return value
-    defaults, nested = _declared(kind)
-    result = dict(cast("dict[str, object]", value))
-    for name, default in defaults.items():
-        result.setdefault(name, default)
-    for name, inner in nested:
-        item = result.get(name)
-        if isinstance(item, list):
-            result[name] = [complete(inner, each) for each in cast("list[object]", item)]
-        elif item is not None:
-            result[name] = complete(inner, item)
-    return result
-
-
-@cache
-def _declared(kind: type[object]) -> tuple[Mapping[str, object], tuple[tuple[str, type[object]], ...]]:
-    """The defaults of a dataclass as JSON, and the fields that hold dataclasses themselves, alone or in arrays."""
-    defaults: dict[str, object] = {}
-    nested: list[tuple[str, type[object]]] = []
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(cast(Any, kind)):
-        if field.default is not dataclasses.MISSING:
-            defaults[field.name] = _as_json(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            defaults[field.name] = _as_json(field.default_factory())
-        nested += [(field.name, inner) for inner in _dataclasses_in(hints[field.name])]
-    return defaults, tuple(nested)
-
-
-def _dataclasses_in(hint: object) -> list[type[object]]:
-    if get_origin(hint) in (Union, types.UnionType, tuple):
-        return [found for argument in get_args(hint) for found in _dataclasses_in(argument)]
-    return [hint] if isinstance(hint, type) and dataclasses.is_dataclass(hint) else []
-
-
-def _as_json(value: object) -> object:
-    """A default of the protocol's types."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, (tuple, list)):
-        return [_as_json(item) for item in cast("Sequence[object]", value)]
-    return value

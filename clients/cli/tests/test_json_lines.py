@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from enclave.protocol import AttachmentInfo, Chunk, RemoteProtocolError, Request, Result, failure
 from enclave.protocol.methods import METHODS
 from enclave.protocol.packing import pack
-from enclave_cli.json_lines import LineSplitter, complete, read_line, to_line, to_message
+from enclave_cli.completing import complete
+from enclave_cli.json_lines import LineSplitter, read_line, to_line, to_message
 from enclave_cli.output import plain
 
 
