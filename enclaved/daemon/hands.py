@@ -117,6 +117,8 @@ class WorkerHands:
         self._changed = changed
         self._pending: dict[RequestId, Pending] = {}
         self._live: dict[InstanceId, Live] = {}
+        self._loaded: set[ModelKey] = set()
+        """Models that were ready once."""
 
     def take(self, call: Call, model: ModelKey, priority: str) -> None:
         """Takes a call over, just before the core hears of it; from now on its end is told from here."""
@@ -299,9 +301,11 @@ class WorkerHands:
             memory=MemoryInfo(
                 estimated_bytes=need.bytes_estimated,
                 measured_bytes=live.known.backend.process_bytes + memory.total_bytes if memory is not None else None,
-                weights=memory.weights_bytes + memory.other_bytes if memory is not None else None,
+                weights=memory.weights_bytes if memory is not None else None,
+                repacked=memory.repacked_bytes if memory is not None else None,
                 kv=memory.kv_bytes if memory is not None else None,
                 compute=memory.compute_bytes if memory is not None else None,
+                devices=dict(memory.devices) if memory is not None else None,
             ),
             leases=leases,
             paused=paused,
@@ -377,6 +381,7 @@ class WorkerHands:
             return Reason(Why.LOAD_FAILED, detail=f"the backend's report makes no sense: {error}")
         live.ready_at = self._clock.monotonic()
         load = live.load
+        self._loaded.add(load.need.model)
         held_bytes = live.known.backend.process_bytes + live.memory.total_bytes
         self._models.measured(load.need, held_bytes)
         self._post(
@@ -414,6 +419,7 @@ class WorkerHands:
                 header=to_plain(known.header),
                 placement=to_plain(placement),
                 settings=dict(known.entry.settings),
+                reloaded=need.model in self._loaded,
             )
             loading = worker.load(
                 message,

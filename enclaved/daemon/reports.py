@@ -17,6 +17,8 @@ from enclaved.plugin.plain import from_plain
 
 BYTES_MAX = 2**50
 """A PiB: what a worker reports above it is no measurement."""
+DEVICES_MAX = 64
+DEVICE_NAME_MAX = 64
 NUMBERS_MAX = 16
 """Figures beside a worker's error."""
 CODES_OF_OURS = CLIENT_SIDE_CODES | frozenset(
@@ -78,9 +80,14 @@ def seconds_in(header: Mapping[str, object], name: str, seconds_max: float) -> f
 def memory_in(loaded: Loaded) -> MemoryUse:
     """What a worker measured. Raises ValueError when it cannot have."""
     memory = from_plain(MemoryUse, loaded.memory)
-    for name in ("weights_bytes", "kv_bytes", "compute_bytes", "other_bytes"):
+    for name in ("weights_bytes", "kv_bytes", "compute_bytes", "repacked_bytes", "other_bytes"):
         if not 0 <= getattr(memory, name) <= BYTES_MAX:
             raise ValueError(f"{name} is {getattr(memory, name)}")
+    if len(memory.devices) > DEVICES_MAX:
+        raise ValueError(f"devices are {len(memory.devices)}")
+    for name, nbytes in memory.devices.items():
+        if len(name) > DEVICE_NAME_MAX or not 0 <= nbytes <= BYTES_MAX:
+            raise ValueError(f"devices[{name[:DEVICE_NAME_MAX]!r}] is {nbytes}")
     return memory
 
 

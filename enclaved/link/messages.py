@@ -29,6 +29,8 @@ class Load:
     header: dict[str, Any]
     placement: dict[str, Any]
     settings: dict[str, Any]
+    reloaded: bool = False
+    """Whether the model was loaded before, so that its cache is lost."""
 
     @property
     def descriptors(self) -> int:

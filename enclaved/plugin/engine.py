@@ -6,6 +6,9 @@ stops, detokenising, the final draw.
 
 A step is `forward(runs)`, which evaluates tokens and leaves logits behind for the runs that want them, followed by
 `sample(rows)`, which turns these logits into one token each.
+
+Embedding and ranking is `pool(texts)`, of engines that say so. Further abilities come as further methods with a default
+that refuses, and a capability that says when to call them; so does `export`, of which the worker makes no use yet.
 """
 
 from __future__ import annotations
@@ -71,6 +74,8 @@ class Placement:
     flash_attention: bool | None = None
     """None: as the backend thinks best."""
     gpu_layers: int = 0
+    cache_tokens: int | None = None
+    """Tokens that all sequences may hold together, at least `context`; None: each its whole context."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,15 @@ class MemoryUse:
     weights_bytes: int = 0
     kv_bytes: int = 0
     compute_bytes: int = 0
+    repacked_bytes: int = 0
+    """A copy of weights in another layout, whether the first one stays or not."""
     other_bytes: int = 0
-    """Whatever else, such as a second copy of weights in another layout."""
+    devices: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Bytes on each device, under the backend's name for it; empty: not told apart."""
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.other_bytes
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.repacked_bytes + self.other_bytes
 
 
 @dataclass(frozen=True)
@@ -107,12 +115,22 @@ class Capabilities:
     context: int
     """Tokens that one sequence may hold."""
     batch_tokens: int
-    """Tokens that one `forward` may carry."""
+    """Tokens that one `forward` or `pool` may carry."""
+    cache_tokens: int = 0
+    """Tokens that all sequences may hold together; 0: each its whole context."""
+    chunk_tokens: int = 64
+    """A chunk of a prompt costs least a token in multiples of so many."""
+    can_generate: bool = True
     can_share: bool = False
+    share_tokens: int = 1
+    """A common beginning of fewer tokens is evaluated in less time than it is shared."""
     can_trim: bool = False
     can_shift: bool = False
     can_export: bool = False
     can_embed: bool = False
+    can_rank: bool = False
+    embedding_length: int = 0
+    """Numbers in a vector that `pool` gives; 1 for a score."""
     threads: Literal["exact", "affinity", "fixed"] = "fixed"
 
 
@@ -132,13 +150,54 @@ class Run:
 class Sampling:
     """How the next token is chosen. Filters apply in the order of the fields, temperature last.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the filter off.
+    `temperature` 0 is greedy: the likeliest after bias and penalties. With `mirostat`, the filters from `top_k` to
+    `xtc_probability` don't apply, and temperature comes before it. The worker checks all bounds.
     """
 
+    logit_bias: tuple[tuple[Token, float], ...] = ()
+    """Added to the logits of these tokens; -inf forbids one."""
+    repeat_penalty: float = 1.0
+    """Divides the logits of tokens that came before (multiplies negative ones); 1 is off."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time that it came before; 0 is off."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that came before; 0 is off."""
+    penalty_last_n: int = 64
+    """Tokens that the three penalties look back on; -1: all."""
+    dry_multiplier: float = 0.0
+    """DRY: against repeating whole sequences of tokens; 0 is off."""
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    """Repeats of so many tokens are not yet penalised."""
+    dry_last_n: int = -1
+    """Tokens that DRY looks back on; -1: all."""
+    dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    """Texts that no repeated sequence goes across."""
     top_k: int = 40
+    """0 is off."""
+    typical_p: float = 1.0
+    """Locally typical sampling; 1 is off."""
     top_p: float = 0.95
+    """1 is off."""
     min_p: float = 0.05
+    """0 is off."""
+    xtc_probability: float = 0.0
+    """XTC: how often the likeliest tokens are left out; 0 is off."""
+    xtc_threshold: float = 0.1
+    """From which probability on a token counts as one of the likeliest; above 0.5 nothing is left out."""
+    mirostat: int = 0
+    """0 is off; the version, 1 or 2."""
+    mirostat_tau: float = 5.0
+    """The surprise aimed at, in bits."""
+    mirostat_eta: float = 0.1
+    """How fast it is steered towards."""
     temperature: float = 0.8
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the tokens before matter."""
+        penalises = self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+        return (penalises and self.penalty_last_n != 0) or (self.dry_multiplier != 0 and self.dry_last_n != 0)
 
 
 @dataclass(frozen=True)
@@ -150,6 +209,27 @@ class SampleRow:
     draw: float
     """0 ≤ draw < 1. The token is the first, in order of falling probability after the filters (ties: lower id first),
     at which the cumulated probability exceeds `draw`; so a seed means the same in every backend."""
+    filter_draw: float = 0.0
+    """0 ≤ filter_draw < 1, for a filter that leaves something to chance: XTC applies when it is below
+    `xtc_probability`."""
+    history: Sequence[Token] = ()
+    """All tokens before, prompt and answer, oldest first; where `sampling.looks_back`."""
+    mirostat_mu: float | None = None
+    """Mirostat's state as the row before gave it back; None: the beginning, 2 × tau."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are to be told with their log probabilities; 0: only the chosen one's."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A token that was chosen."""
+
+    token: Token
+    logprob: float | None = None
+    """Natural logarithm of its probability as the model gave it, before all filters and temperature; where asked."""
+    top: tuple[tuple[Token, float], ...] = ()
+    """The likeliest tokens and their logprobs, likeliest first (ties: lower id first); as many as asked."""
+    mirostat_mu: float | None = None
 
 
 class Vocabulary(ABC):
@@ -163,6 +243,13 @@ class Vocabulary(ABC):
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[Token]:
         """Tokens of `text`. `add_special`: with BOS/EOS as the model wants them; `parse_special`: markers in the text
         such as `<s>` become their token (never for text that came from a user)."""
+
+    def encode_pair(self, query: str, document: str) -> list[Token]:
+        """Tokens of the two texts as a ranking model was trained to see them.
+
+        Raises EngineError for a vocabulary that knows no such form.
+        """
+        raise EngineError("this vocabulary knows no form for a query with a document")
 
     @abstractmethod
     def piece(self, token: Token) -> bytes:
@@ -207,8 +294,11 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
-        """One token for each row; its sequence must have wanted logits in the last `forward`."""
+    def sample(self, rows: Sequence[SampleRow]) -> list[Sampled]:
+        """One token for each row; its sequence must have wanted logits in the last `forward`.
+
+        A sequence may have several rows. Raises EngineError when the model computed no usable numbers.
+        """
 
     @abstractmethod
     def length(self, sequence: SequenceId) -> int:
@@ -221,6 +311,48 @@ class Engine(ABC):
     @abstractmethod
     def trim(self, sequence: SequenceId, length: int) -> bool:
         """Cuts a sequence back to `length` tokens; False when this model cannot, the sequence is then unchanged."""
+
+    def share(self, source: SequenceId, target: SequenceId, length: int) -> None:
+        """Makes the empty `target` hold the first `length` tokens of `source`, without evaluating them; what happens to
+        one later doesn't change the other. `source` stays, its logits too. Where `capabilities.can_share`.
+
+        Raises NoRoomError, when it would take room that is not there, and EngineError.
+        """
+        raise EngineError("this engine's sequences share nothing")
+
+    def shift(self, sequence: SequenceId, start: int, count: int) -> None:
+        """Takes `count` tokens from position `start` out of a sequence; those behind move up. What they were computed
+        from is not computed again, so what follows is near to, but not, what a fresh evaluation gives. Where
+        `capabilities.can_shift`.
+
+        Raises EngineError.
+        """
+        raise EngineError("this engine's sequences cannot be shifted")
+
+    def pool(self, texts: Sequence[Sequence[Token]]) -> list[bytes]:
+        """For each text its pooled vector, `capabilities.embedding_length` float32 numbers, little-endian, not
+        normalised; of an engine that ranks, one number: how well the text's second part answers its first. At most
+        `capabilities.sequences` texts, `capabilities.batch_tokens` tokens together, each 1 to `capabilities.context`.
+        Where `capabilities.can_embed` or `can_rank`; no sequence is touched.
+
+        Raises InterruptedStepError, EngineError.
+        """
+        raise EngineError("this engine makes no vectors")
+
+    def export(self, sequence: SequenceId) -> bytes:
+        """A sequence's state, from which `restore` makes it again. Where `capabilities.can_export`.
+
+        Raises EngineError.
+        """
+        raise EngineError("this engine's sequences cannot be exported")
+
+    def restore(self, sequence: SequenceId, state: bytes) -> bool:
+        """Makes an empty sequence from what `export` gave, in this engine or another of the same model and placement;
+        False when the state does not fit, the sequence is then empty. Where `capabilities.can_export`.
+
+        Raises NoRoomError, EngineError.
+        """
+        raise EngineError("this engine's sequences cannot be restored")
 
     @abstractmethod
     def set_threads(self, threads: int) -> None:

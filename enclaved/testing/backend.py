@@ -122,8 +122,8 @@ class _Bench:
         return Run(SequenceId(sequence), position, tokens, wants_logits)
 
     def pick(self, sequence: int, sampling: Sampling = GREEDY, draw: float = 0.0) -> Token:
-        (token,) = self.engine.sample([SampleRow(SequenceId(sequence), sampling, draw)])
-        return token
+        (sampled,) = self.engine.sample([SampleRow(SequenceId(sequence), sampling, draw)])
+        return sampled.token
 
     def answer(self, sequence: int, prompt: Sequence[Token], *, chunk: int | None = None) -> list[Token]:
         """The most likely continuation of a prompt, alone in a sequence; the sequence is empty before and after."""
@@ -160,9 +160,11 @@ class _Bench:
 
 def _check_limits(engine: Engine, placement: Placement) -> None:
     limits = engine.capabilities
+    # There may be more of them, for tokens to stay in, but not more that are promised their whole context.
+    _demand(limits.sequences >= 1, f"{limits.sequences} sequences are in force")
     _demand(
-        1 <= limits.sequences <= placement.sequences,
-        f"{limits.sequences} sequences are in force, {placement.sequences} were asked for",
+        limits.cache_tokens == 0 or limits.cache_tokens >= limits.context,
+        f"all sequences together may hold {limits.cache_tokens} tokens, less than the context of {limits.context}",
     )
     _demand(
         1 <= limits.context <= placement.context,
@@ -246,7 +248,8 @@ def _check_several_sequences(bench: _Bench, texts: Sequence[str]) -> str | None:
     expected = [len(prompt) for prompt in bench.prompts[:count]]
     _demand(bench.lengths()[:count] == expected, f"lengths are {bench.lengths()[:count]}, not {expected}")
     rows = [SampleRow(SequenceId(index), GREEDY, 0.0) for index in range(count) if index != 1]
-    forwards, backwards = bench.engine.sample(rows), bench.engine.sample(rows[::-1])
+    forwards = [sampled.token for sampled in bench.engine.sample(rows)]
+    backwards = [sampled.token for sampled in bench.engine.sample(rows[::-1])]
     _demand(len(forwards) == len(rows), f"{len(rows)} rows gave {len(forwards)} tokens")
     _demand(forwards == backwards[::-1], "the tokens do not come in the order of the rows")
     return None
@@ -298,15 +301,16 @@ def _check_batch_bound(bench: _Bench, texts: Sequence[str]) -> str | None:
 def _check_context_bound(bench: _Bench, texts: Sequence[str]) -> str | None:
     limits = bench.engine.capabilities
     filling = list(itertools.islice(itertools.cycle(bench.prompts[0]), limits.context))
-    for index in range(limits.sequences):
+    together = limits.cache_tokens or limits.context * limits.sequences
+    count = min(limits.sequences, together // limits.context)
+    for index in range(count):
         try:
             bench.extend(index, filling, chunk=64)
         except NoRoomError:
             raise AssertionError(
-                f"sequence {index} of {limits.sequences} found no room for {limits.context} tokens, "
-                "which each may hold at once"
+                f"sequence {index} found no room for {limits.context} tokens, though all together may hold {together}"
             ) from None
-    for index in range(limits.sequences):
+    for index in range(count):
         bench.refuses([bench.run(index, filling[:1])], f"token {limits.context} of a full sequence")
     bench.engine.drop(SequenceId(0))
     bench.extend(0, filling[:1])
@@ -339,6 +343,86 @@ def _check_trim(bench: _Bench, texts: Sequence[str]) -> str | None:
     again = bench.go_on(0)
     if bench.exact:
         _demand(again == bench.answer(0, prompt), "a sequence that was cut back and went on gives another answer")
+    return None
+
+
+def _check_share(bench: _Bench, texts: Sequence[str]) -> str | None:
+    engine, prompt = bench.engine, bench.prompts[0]
+    if not engine.capabilities.can_share:
+        return "the engine cannot share"
+    if engine.capabilities.sequences < 2:
+        return "the engine runs one sequence at a time"
+    expected = bench.answer(0, prompt)
+    bench.extend(0, prompt)
+    keep = len(prompt) // 2
+    engine.share(SequenceId(0), SequenceId(1), keep)
+    _demand(bench.lengths()[:2] == [len(prompt), keep], f"after sharing {keep} lengths are {bench.lengths()[:2]}")
+    first = bench.pick(0)
+    bench.extend(1, prompt[keep:])
+    second = bench.go_on(1)
+    bench.engine.forward([bench.run(0, [first])])
+    rest = bench.go_on(0, ANSWER_TOKENS - 1)
+    if bench.exact:
+        _demand(second == expected, f"from a shared beginning the answer is {second}, else it is {expected}")
+        _demand([first, *rest] == expected, "a sequence answers otherwise after it was shared from")
+    engine.drop(SequenceId(1))
+    engine.share(SequenceId(0), SequenceId(1), len(prompt))
+    engine.drop(SequenceId(0))
+    _demand(bench.lengths()[:2] == [0, len(prompt)], "dropping the one that was shared from changes the other")
+    for target, length in ((1, 1), (0, len(prompt) + 1), (0, 0)):
+        try:
+            engine.share(SequenceId(1), SequenceId(target), length)
+        except (EngineError, ValueError):
+            continue
+        raise AssertionError(f"sharing {length} tokens of sequence 1 with sequence {target} was accepted")
+    return None
+
+
+def _check_shift(bench: _Bench, texts: Sequence[str]) -> str | None:
+    engine, prompt = bench.engine, bench.prompts[0]
+    if not engine.capabilities.can_shift:
+        return "the engine cannot shift"
+    bench.extend(0, prompt)
+    for start, count in ((0, len(prompt) + 1), (-1, 1), (1, 0)):
+        try:
+            engine.shift(SequenceId(0), start, count)
+        except (EngineError, ValueError):
+            continue
+        raise AssertionError(f"taking {count} tokens out from {start} was accepted")
+    engine.shift(SequenceId(0), 1, len(prompt) // 2)
+    left = len(prompt) - len(prompt) // 2
+    _demand(bench.lengths()[0] == left, f"it holds {bench.lengths()[0]} tokens, {left} should be left")
+    bench.extend(0, prompt[:1])
+    token = bench.pick(0)
+    _demand(0 <= token < engine.vocabulary.size, f"after a shift sample chose {token}, which is not in the vocabulary")
+    return None
+
+
+def _check_logprobs(bench: _Bench, texts: Sequence[str]) -> str | None:
+    bench.extend(0, bench.prompts[0])
+    (plain,) = bench.engine.sample([SampleRow(SequenceId(0), GREEDY, 0.0)])
+    _demand(plain.logprob is None and not plain.top, "logprobs come though nobody asked")
+    (asked,) = bench.engine.sample([SampleRow(SequenceId(0), GREEDY, 0.0, logprobs=3)])
+    if asked.logprob is None:
+        return "the engine tells no logprobs"
+    _demand(asked.logprob <= 1e-6, f"a logarithm of a probability is {asked.logprob}")
+    _demand(1 <= len(asked.top) <= 3, f"of 3 likeliest tokens {len(asked.top)} come")
+    _demand(asked.top[0][0] == asked.token, "the likeliest token is not the one that greedy sampling chose")
+    falling = sorted(asked.top, key=lambda item: (-item[1], item[0]))
+    _demand(list(asked.top) == falling, f"the likeliest tokens are not in order: {asked.top}")
+    return None
+
+
+def _check_bias(bench: _Bench, texts: Sequence[str]) -> str | None:
+    bench.extend(0, bench.prompts[0])
+    likeliest = bench.pick(0)
+    forbidden = Sampling(temperature=0.0, logit_bias=((likeliest, float("-inf")),))
+    _demand(bench.pick(0, forbidden) != likeliest, "a forbidden token comes all the same")
+    other = Token((likeliest + 1) % bench.engine.vocabulary.size)
+    _demand(
+        bench.pick(0, Sampling(temperature=0.0, logit_bias=((other, 1000.0),))) in (other, likeliest),
+        "a bias on one token makes a third one come",
+    )
     return None
 
 
@@ -390,7 +474,8 @@ def _check_batch(bench: _Bench, texts: Sequence[str]) -> str | None:
     answers: list[list[Token]] = [[] for _ in range(count)]
     for _ in range(ANSWER_TOKENS):
         bench.engine.forward([bench.run(index, [token]) for index, token in enumerate(newest)])
-        newest = bench.engine.sample([SampleRow(SequenceId(index), GREEDY, 0.0) for index in range(count)])
+        rows = [SampleRow(SequenceId(index), GREEDY, 0.0) for index in range(count)]
+        newest = [sampled.token for sampled in bench.engine.sample(rows)]
         for answer, token in zip(answers, newest, strict=True):
             answer.append(token)
     _demand(answers == alone, f"in a batch the answers are {answers}, alone they are {alone}")
@@ -442,7 +527,7 @@ def _check_threads(bench: _Bench, texts: Sequence[str]) -> str | None:
 
 def _check_memory(bench: _Bench, texts: Sequence[str]) -> str | None:
     use = bench.engine.memory()
-    parts = (use.weights_bytes, use.kv_bytes, use.compute_bytes, use.other_bytes)
+    parts = (use.weights_bytes, use.kv_bytes, use.compute_bytes, use.repacked_bytes, use.other_bytes)
     _demand(all(part >= 0 for part in parts), f"a part of the memory is negative: {use}")
     _demand(use.total_bytes > 0, "a loaded model holds no memory")
     return None
@@ -461,9 +546,13 @@ _CHECKS: Sequence[tuple[str, Callable[[_Bench, Sequence[str]], str | None]]] = (
     ("every sequence may hold its context at once, and no more", _check_context_bound),
     ("a dropped sequence is empty and forgets", _check_drop),
     ("a sequence can be cut back and goes on from there", _check_trim),
+    ("logprobs come where asked, likeliest first", _check_logprobs),
+    ("a bias moves the choice", _check_bias),
     ("draw, filters and temperature choose as documented", _check_draws),
     ("a prompt in chunks is the same prompt", _check_chunks),
     ("a sequence in a batch answers as it does alone", _check_batch),
+    ("a beginning can be shared, and both go on as if each had evaluated it", _check_share),
+    ("tokens can be taken out of a sequence, and those behind move up", _check_shift),
     ("an interrupt from another thread ends at most one step and breaks nothing", _check_interrupt),
     ("threads can be set between steps", _check_threads),
     ("memory is counted", _check_memory),

@@ -1,26 +1,20 @@
 """The engine's loop: takes commands, plans a step, runs it, books what came out. One thread calls the engine.
 
-`plan` (pure) says what a step evaluates, the engine evaluates it, `Generation` books the tokens. Commands come from the
-reader thread through a queue; only `interrupt` reaches into a running step. What a step has to say leaves together.
+`plan` (pure) says what a step evaluates, the engine evaluates it, `Generation` books the tokens; `Seats` knows whose
+the engine's sequences are. Commands come from the reader thread through a queue; only `interrupt` reaches into a
+running step. What a step has to say leaves together.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from enclave.protocol.bodies import GenerateParams, GenerateResult, Timings, Usage
-from enclave.protocol.codec import decode
-from enclave.protocol.errors import RemoteProtocolError
-from enclave.protocol.methods import write_body
-from enclave.protocol.packing import BODY_LIMITS, unpack
 from enclaved.link.messages import (
     Cancel,
     Chunk,
     Failed,
-    Finished,
     FromChild,
     Measured,
     Pause,
@@ -30,46 +24,54 @@ from enclaved.link.messages import (
     Submit,
 )
 from enclaved.link.packing import pack
-from enclaved.plugin.engine import Engine, EngineError, InterruptedStepError, Run, SequenceId, Token
+from enclaved.plugin.engine import Engine, EngineError, InterruptedStepError, NoRoomError, Run, Sampled, SequenceId
 from enclaved.worker.generation import Generation
-from enclaved.worker.plan import Pending, Share, plan
+from enclaved.worker.intake import RefusedError
+from enclaved.worker.job import Job, Times
+from enclaved.worker.overflow import shifting
+from enclaved.worker.pace import Pace
+from enclaved.worker.plan import RANKS, Pending, Share, plan
+from enclaved.worker.reading import LONG_BODY_BYTES, Reader, WasRead, outcome_of
+from enclaved.worker.seats import Seats
 
 Command = Submit | Cancel | Pause | Resume | SetThreads
 
-UNCACHED = "prompts are not cached yet"
-"""Why no token of a prompt comes from a cache."""
-
 
 @dataclass
-class _Times:
-    """Seconds of one request, by the loop's clock."""
+class _BeingRead:
+    """A request that is not tokens yet."""
 
     submitted_at: float
-    tokenize_seconds: float = 0.0
-    prompt_seconds: float = 0.0
-    first_token_seconds: float | None = None
-    decoding_seconds: float = 0.0
-    charged_seconds: float = 0.0
-    evaluated_tokens: int = 0
-    """Some of them twice, when the sequence was given away meanwhile."""
+    paused: bool = False
 
 
 class EngineLoop:
     """Runs generations on one engine until the process ends."""
 
     def __init__(
-        self, engine: Engine, send_all: Callable[[Sequence[FromChild]], None], clock: Callable[[], float]
+        self,
+        engine: Engine,
+        send_all: Callable[[Sequence[FromChild]], None],
+        clock: Callable[[], float],
+        *,
+        reloaded: bool = False,
     ) -> None:
+        """`reloaded`: whether the model was loaded before, and lost its cache."""
         self._engine = engine
         self._send_all = send_all
         self._clock = clock
         self._outbox: list[FromChild] = []
-        self._inbox: SimpleQueue[Command] = SimpleQueue()
-        self._free = [SequenceId(number) for number in reversed(range(engine.capabilities.sequences))]
-        # Invariant: each generation is in exactly one of the two; `_running` is keyed by its sequence.
+        self._inbox: SimpleQueue[Command | WasRead] = SimpleQueue()
+        self._reader = Reader(engine, self._inbox.put)
+        self._being_read: dict[str, _BeingRead] = {}
+        self._seats = Seats(engine, reloaded=reloaded)
+        self._pace = Pace(engine.capabilities.chunk_tokens)
+        self._jobs: dict[str, Job] = {}
+        # Invariant: each unfinished generation is in exactly one of the two; `_running` is keyed by its sequence.
         self._waiting: list[Generation] = []
         self._running: dict[SequenceId, Generation] = {}
-        self._times: dict[str, _Times] = {}
+        self._is_crowded = False
+        """Whether the cache was too small for all: until one has left, nobody new gets a sequence."""
         self._alone: str | None = None
         """The request that the engine works on alone just now, and that an interrupt would therefore hurt alone."""
 
@@ -93,8 +95,8 @@ class EngineLoop:
                 self._obey(self._inbox.get_nowait())
             except Empty:
                 break
-        self._flush()
         self._admit()
+        self._flush()
         self._step()
 
     def _send(self, message: FromChild) -> None:
@@ -110,13 +112,17 @@ class EngineLoop:
         """Whether there is something to do without another command."""
         if any(not generation.paused for generation in self._running.values()):
             return True
-        has_sequence = bool(self._free or self._running)  # a paused one's can be had
+        has_sequence = bool(self._running) or self._seats.has_seat  # a paused one's can be had
         return has_sequence and any(not generation.paused for generation in self._waiting)
 
-    def _obey(self, command: Command) -> None:
+    # --- commands ---
+
+    def _obey(self, command: Command | WasRead) -> None:
         match command:
             case Submit():
                 self._submit(command)
+            case WasRead():
+                self._begin(command)
             case Cancel():
                 self._end(command.request, "cancelled", "The request was cancelled.")
             case Pause():
@@ -127,103 +133,151 @@ class EngineLoop:
                 self._engine.set_threads(command.threads)
 
     def _submit(self, command: Submit) -> None:
-        now = self._clock()
-        try:
-            if command.method != "generate" or command.choices != 1:
-                name, what = "choices", "more than one choice"
-                if command.method != "generate":
-                    name, what = "method", command.method
-                raise RemoteProtocolError(f"{what} is not built yet", code="unsupported", field=name)
-            own = self._engine.read_body(command.body)
-            if own is not None:
-                params, prompt = GenerateParams(prompt=(), temperature=0), list(own)
-            else:
-                params = decode(GenerateParams, unpack(command.body, BODY_LIMITS, "body"))
-                prompt = self._prompt(params)
-        except RemoteProtocolError as error:
-            code = "bad_request" if error.code == "bad_message" else error.code
-            self._send(Failed(command.request, code, error.message, dict(error.numbers), b"", error.field or "body"))
-            return
-        except EngineError as error:
-            message = "The backend could not make tokens of the prompt."
-            detail = str(error).encode("utf-8", "replace")
-            self._send(Failed(command.request, "bad_request", message, {}, detail, "prompt"))
-            return
-        context = self._engine.capabilities.context
-        if len(prompt) >= context:
-            message = (
-                f"The prompt has {len(prompt):,} tokens; the context of {context:,} leaves {context - 1:,} for it."
-            )
-            numbers = {"prompt_tokens": len(prompt), "context": context}
-            self._send(Failed(command.request, "context_exceeded", message, numbers, b""))
-            return
-        room = context - len(prompt)
-        generation = Generation(
-            command.request,
-            prompt,
-            params,
-            tokens_max=room if command.max_tokens is None else min(command.max_tokens, room),
-            seed=secrets.randbits(64) if params.seed is None else params.seed,
-            vocabulary=self._engine.vocabulary,
-        )
-        self._times[command.request] = _Times(now, tokenize_seconds=self._clock() - now)
-        self._send(Measured(command.request, len(prompt), 0))
-        if command.max_tokens == 0:
-            generation.finish_reason = "length"
-            self._finish(generation)
-            return
-        self._waiting.append(generation)
-
-    def _prompt(self, params: GenerateParams) -> list[Token]:
-        vocabulary = self._engine.vocabulary
-        if isinstance(params.prompt, str):
-            tokens = vocabulary.encode(params.prompt, add_special=True, parse_special=False)
+        self._being_read[command.request] = _BeingRead(self._clock())
+        if command.method != "generate":
+            refused = RefusedError("unsupported", f"{command.method} is not built yet", field="method")
+            self._begin(WasRead(command, refused))
+        elif len(command.body) > LONG_BODY_BYTES:
+            self._reader.read(command)
         else:
-            wrong = next((token for token in params.prompt if token >= vocabulary.size), None)
-            if wrong is not None:
-                raise RemoteProtocolError(
-                    f"prompt: token {wrong} is outside the vocabulary of {vocabulary.size}", field="prompt"
-                )
-            tokens = [Token(token) for token in params.prompt]
-        if not tokens:
-            raise RemoteProtocolError("prompt: empty, and the model has no token to begin with", field="prompt")
-        return tokens
+            self._begin(WasRead(command, outcome_of(command, self._engine)))
+
+    def _begin(self, read: WasRead) -> None:
+        command, asked = read.command, read.outcome
+        being_read = self._being_read.pop(command.request, None)
+        if being_read is None:
+            return  # it was cancelled meanwhile
+        if isinstance(asked, RefusedError):
+            self._send(asked.failed(command.request))
+            return
+        submitted_at = being_read.submitted_at
+        times = Times(submitted_at, tokenize_seconds=self._clock() - submitted_at)
+        job = Job(command.request, asked, command.priority, self._engine.vocabulary, times)
+        if command.max_tokens == 0:
+            job.finish_at_once()
+            self._send(Measured(job.request, job.prompt_tokens, 0))
+            self._send(job.finished(self._clock(), self._engine.capabilities.context))
+            return
+        self._jobs[job.request] = job
+        self._waiting += job.choices
+        self._set_paused(job.request, being_read.paused)
 
     def _set_paused(self, request: str, paused: bool) -> None:
-        for generation in [*self._waiting, *self._running.values()]:
-            if generation.request == request:
-                generation.paused = paused
+        being_read = self._being_read.get(request)
+        if being_read is not None:
+            being_read.paused = paused
+        job = self._jobs.get(request)
+        for generation in job.choices if job is not None else ():
+            generation.paused = paused
+
+    # --- sequences ---
 
     def _admit(self) -> None:
-        """Gives sequences to those who wait, also those of paused ones, which evaluate their tokens again later."""
-        for generation in [generation for generation in self._waiting if not generation.paused]:
-            if not self._free:
+        """Gives sequences to those who wait, also those of paused ones, which go on later from what is left of their
+        tokens in the cache."""
+        if self._is_crowded and self._running:
+            return
+        self._is_crowded = False
+        waiting = [generation for generation in self._waiting if not generation.paused]
+        for generation in sorted(waiting, key=lambda g: RANKS.get(g.priority, 1)):
+            if not self._seats.has_seat:
                 paused = next((each for each in self._running.values() if each.paused), None)
                 if paused is None:
                     return
-                self._take_sequence(paused)
+                self._take_back(paused)
                 self._waiting.append(paused)
-            self._waiting.remove(generation)
-            generation.sequence = self._free.pop()
-            self._running[generation.sequence] = generation
+            if not self._seats.is_worth_waiting(generation, self._evaluating_before(generation)):
+                self._seat(generation)
 
-    def _take_sequence(self, generation: Generation) -> None:
-        if generation.sequence is not None and self._running.pop(generation.sequence, None) is not None:
-            self._engine.drop(generation.sequence)
-            self._free.append(generation.sequence)
-            generation.sequence = None
-            generation.evaluated = 0
+    def _evaluating_before(self, generation: Generation) -> list[Generation]:
+        """Whose prompts are evaluated before this one's."""
+        rank = RANKS.get(generation.priority, 1)
+        return [
+            each
+            for each in self._running.values()
+            if each.tokens_left > 1 and not each.paused and RANKS.get(each.priority, 1) <= rank
+        ]
+
+    def _seat(self, generation: Generation) -> None:
+        taken = self._seats.take(generation, self._running.values())
+        if taken is None or generation.sequence is None:
+            return
+        self._waiting.remove(generation)
+        self._running[generation.sequence] = generation
+        job = self._jobs[generation.request]
+        if job.cached_tokens is None:
+            job.cached_tokens, job.uncached_reason = min(taken.cached, job.prompt_tokens), taken.reason
+            self._send(Measured(job.request, job.prompt_tokens, job.cached_tokens))
+
+    def _take_back(self, generation: Generation) -> None:
+        if generation.sequence is not None:
+            self._running.pop(generation.sequence, None)
+            self._seats.give_back(generation)
+            self._is_crowded = False
+
+    def _make_room(self) -> bool:
+        """Frees cache for a step that found none: first what is at rest, then what the least urgent and newest of those
+        who run holds, which goes on when another has left. False when a single one is left: its own tokens fill it."""
+        if self._seats.evict():
+            return True
+        if len(self._running) < 2:
+            return False
+        by_age = list(self._running.values())
+        least = max(by_age, key=lambda g: (g.paused, RANKS.get(g.priority, 1), by_age.index(g)))
+        least.preempted += 1
+        self._take_back(least)
+        self._waiting.insert(0, least)
+        self._is_crowded = True
+        self._seats.evict()
+        return True
+
+    # --- a step ---
 
     def _step(self) -> None:
+        for generation in list(self._running.values()):
+            if generation.evaluated >= self._engine.capabilities.context:
+                self._shift(generation)
         pending = [
-            Pending(sequence, generation.tokens_left, generation.paused)
+            Pending(sequence, generation.tokens_left, generation.paused, generation.priority)
             for sequence, generation in self._running.items()
         ]
-        for call in plan(pending, self._engine.capabilities.batch_tokens).calls:
-            self._call([(self._running[share.sequence], share) for share in call])
+        for call in plan(pending, self._engine.capabilities.batch_tokens, self._pace).calls:
+            # One that ended, or lost its sequence, in an earlier call of this step is here no more.
+            self._call([(self._running[share.sequence], share) for share in call if share.sequence in self._running])
             self._flush()
 
+    def _shift(self, generation: Generation) -> None:
+        """Drops the oldest tokens of a full context, in the cache too where the engine can, else they are evaluated
+        again without them."""
+        assert generation.sequence is not None
+        cut = shifting(generation.evaluated, generation.keep)
+        can_shift = self._engine.capabilities.can_shift
+        if can_shift:
+            self._engine.shift(generation.sequence, cut.start, cut.count)
+        else:
+            self._engine.drop(generation.sequence)
+        generation.shifted(cut)
+        if not can_shift:
+            generation.evaluated = 0
+
     def _call(self, call: list[tuple[Generation, Share]]) -> None:
+        while call:
+            try:
+                self._evaluate(call)
+            except NoRoomError as error:
+                if not self._make_room():
+                    self._fail(call, error)
+                    return
+                call = [(g, share) for g, share in call if g.sequence == share.sequence]
+                continue
+            except InterruptedStepError:
+                for generation, share in call:
+                    generation.evaluated = self._engine.length(share.sequence)
+            except EngineError as error:
+                self._fail(call, error)
+            return
+
+    def _evaluate(self, call: list[tuple[Generation, Share]]) -> None:
         runs = [
             Run(
                 share.sequence,
@@ -233,95 +287,64 @@ class EngineLoop:
             )
             for generation, share in call
         ]
-        self._alone = call[0][0].request if len(call) == 1 else None
+        self._alone = call[0][0].request if len({g.request for g, _ in call}) == 1 else None
         started = self._clock()
         try:
             self._engine.forward(runs)
             sampled = [(g, share) for (g, share), run in zip(call, runs, strict=True) if run.wants_logits]
-            tokens = self._engine.sample([g.row(share.sequence) for g, share in sampled]) if sampled else []
-        except InterruptedStepError:
-            for generation, share in call:
-                generation.evaluated = self._engine.length(share.sequence)
-            return
-        except EngineError as error:
-            for generation, _ in call:
-                self._end(generation.request, "internal", "The backend failed in the middle of a step.", str(error))
-            return
+            results = self._engine.sample([g.row(share.sequence) for g, share in sampled]) if sampled else []
         finally:
             self._alone = None
         now = self._clock()
+        self._learn(call, now - started)
         for generation, share in call:
-            self._charge(generation, now - started, len(call))
-            self._times[generation.request].evaluated_tokens += share.tokens
+            times = self._jobs[generation.request].times
+            is_prompt = generation.evaluated < generation.prompt_tokens
+            times.charge(now - started, len(call), is_prompt=is_prompt)
+            times.evaluated_tokens += share.tokens
             generation.evaluated += share.tokens
-            if generation.evaluated < generation.prompt_tokens:
+            if generation.choice == 0 and generation.evaluated < generation.prompt_tokens:
                 self._send(Prompted(generation.request, generation.evaluated, generation.prompt_tokens))
-        for (generation, _), token in zip(sampled, tokens, strict=True):
-            self._book(generation, token, now)
+        for (generation, _), result in zip(sampled, results, strict=True):
+            self._book(generation, result, now)
 
-    def _charge(self, generation: Generation, seconds: float, sharers: int) -> None:
-        times = self._times[generation.request]
-        times.charged_seconds += seconds / sharers
-        if generation.evaluated < generation.prompt_tokens:
-            times.prompt_seconds += seconds
+    def _learn(self, call: list[tuple[Generation, Share]], seconds: float) -> None:
+        tokens = sum(share.tokens for _, share in call)
+        if tokens == len(call):
+            self._pace.decoded(seconds)
         else:
-            times.decoding_seconds += seconds
+            self._pace.evaluated(tokens, seconds)
 
-    def _book(self, generation: Generation, token: Token, now: float) -> None:
-        times = self._times[generation.request]
-        if times.first_token_seconds is None:
-            times.first_token_seconds = now - times.submitted_at
-        before = generation.completion_tokens
-        text = generation.book(token)
-        tokens = [token] if generation.completion_tokens > before else []
-        if text or tokens:
-            self._send(Chunk(generation.request, 1, pack({"text": text, "tokens": tokens})))
+    def _book(self, generation: Generation, sampled: Sampled, now: float) -> None:
+        job = self._jobs[generation.request]
+        if job.times.first_token_seconds is None:
+            job.times.first_token_seconds = now - job.times.submitted_at
+        chunk = generation.book(sampled)
+        if chunk is not None:
+            self._send(Chunk(generation.request, 1, pack(chunk)))
         if generation.finish_reason is not None:
-            self._finish(generation)
+            self._take_back(generation)
+            if job.is_finished:
+                del self._jobs[generation.request]
+                self._send(job.finished(self._clock(), self._engine.capabilities.context))
 
-    def _finish(self, generation: Generation) -> None:
-        self._release(generation)
-        times = self._times.pop(generation.request)
-        result = GenerateResult(
-            finish_reason=generation.finish_reason or "stop",
-            usage=Usage(
-                prompt_tokens=generation.prompt_tokens,
-                completion_tokens=generation.completion_tokens,
-                uncached_reason=UNCACHED,
-            ),
-            timings=Timings(
-                tokenize_seconds=times.tokenize_seconds,
-                prompt_seconds=times.prompt_seconds,
-                first_token_seconds=times.first_token_seconds,
-                decoding_seconds=times.decoding_seconds,
-                total_seconds=self._clock() - times.submitted_at,
-            ),
-        )
-        header = {
-            "prompt_seconds": times.prompt_seconds,
-            "decoding_seconds": times.decoding_seconds,
-            "charged_seconds": times.charged_seconds,
-            "preempted": 0,
-            "context": self._engine.capabilities.context,
-        }
-        self._send(Finished(generation.request, header, write_body(result)))
+    # --- ends without a result ---
+
+    def _fail(self, call: list[tuple[Generation, Share]], error: EngineError) -> None:
+        for generation, _ in call:
+            generation.evaluated = 0  # what is left of it is not to be trusted
+            self._end(generation.request, "internal", "The backend failed in the middle of a step.", str(error))
 
     def _end(self, request: str, code: str, message: str, detail: str = "") -> None:
         """Ends a request without a result. One that is not here has ended already."""
-        found = next((g for g in [*self._waiting, *self._running.values()] if g.request == request), None)
-        if found is None:
+        being_read = self._being_read.pop(request, None)
+        if being_read is not None:
+            self._send(Failed(request, code, message, {}, b""))
             return
-        self._release(found)
-        times = self._times.pop(request)
-        numbers = {
-            "prompt_tokens": found.prompt_tokens,
-            "completion_tokens": found.completion_tokens,
-            "evaluated_tokens": times.evaluated_tokens,
-            "charged_seconds": times.charged_seconds,
-        }
-        self._send(Failed(request, code, message, numbers, detail.encode("utf-8", "replace")))
-
-    def _release(self, generation: Generation) -> None:
-        if generation in self._waiting:
-            self._waiting.remove(generation)
-        self._take_sequence(generation)
+        job = self._jobs.pop(request, None)
+        if job is None:
+            return
+        self._waiting = [generation for generation in self._waiting if generation.request != request]
+        for generation in job.choices:
+            self._take_back(generation)
+        self._send(job.failed(code, message, detail))

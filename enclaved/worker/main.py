@@ -152,7 +152,7 @@ class _Child:
         except MemoryError:
             self._channel.send(LoadFailed("memory ran out while the model was being loaded", True))
             return
-        loop = EngineLoop(engine, self._channel.send_all, time.perf_counter)
+        loop = EngineLoop(engine, self._channel.send_all, time.perf_counter, reloaded=job.reloaded)
         with self._switching:
             for command in self._early:
                 loop.post(command)

@@ -169,7 +169,7 @@ def test_a_request_is_told_what_it_waits_for_from_the_queue_to_its_prompt(daemon
     with daemon.client() as client:
         news: list[Progress] = []
         first = client.generate(model, "x" * 1000, max_tokens=20)
-        second = client.generate(model, "x" * 1000, max_tokens=1, progress=news.append)
+        second = client.generate(model, "y" * 1000, max_tokens=1, progress=news.append)
         second.result()
         first.cancel()
     queued = [each for each in news if each.stage is Stage.QUEUED]
@@ -209,7 +209,7 @@ async def test_twenty_keystrokes_evaluate_less_than_two_prompts(daemon: RunningD
         for number in range(20):
             begun = asyncio.Event()
             tasks.append(asyncio.create_task(complete(number, begun)))
-            # The next key is pressed when some of this prompt is evaluated.
+            # The next key is pressed when some of this prompt is evaluated, or taken from the one before.
             await begun.wait()
         *superseded, last = await asyncio.gather(*tasks, return_exceptions=True)
     assert not isinstance(last, BaseException)
@@ -217,7 +217,7 @@ async def test_twenty_keystrokes_evaluate_less_than_two_prompts(daemon: RunningD
     cancelled = [error for error in superseded if isinstance(error, enclave.CancelledError)]
     assert cancelled == superseded
     evaluated = [error.numbers["evaluated_tokens"] for error in cancelled]
-    assert min(evaluated) > 0
+    assert evaluated[0] > 0
     assert sum(evaluated) + last.usage.prompt_tokens < 2 * last.usage.prompt_tokens
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from enclave_cli import stdout
+from enclave_cli.errors import usage
 from enclave_cli.invocation import Invocation, Priority
 from enclave_cli.options import check_stream, given, usual_priority
 from enclave_cli.output import json_text, plain_map
@@ -37,6 +38,9 @@ class Wish:
 def wish_of(invocation: Invocation, *, stream: bool, verbose: bool, priority: Priority | None, **options: Any) -> Wish:
     """What options.py:answer_options brought. Raises CommandError (usage)."""
     check_stream(invocation, stream)
+    for name in ("choices", "logprobs"):
+        if options.get(name) is not None and not invocation.json:
+            raise usage(f"--{name} goes with --json", "as text there is one answer and nothing beside it")
     return Wish(cast("SamplingOptions", given(options)), stream, verbose, usual_priority(priority))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -13,6 +13,24 @@ from enclave_cli.invocation import COUNT_MAX, Decorated, Invocation, Priority, j
 
 _SEED_MAX = 2**64 - 1
 _COUNT = click.IntRange(0, COUNT_MAX)
+LOGPROBS_MAX = 100
+_KINDS: Mapping[str, type[float] | type[int]] = {
+    "typical_p": float,
+    "repeat_penalty": float,
+    "frequency_penalty": float,
+    "presence_penalty": float,
+    "penalty_last_n": int,
+    "dry_multiplier": float,
+    "dry_base": float,
+    "dry_allowed_length": int,
+    "dry_last_n": int,
+    "xtc_probability": float,
+    "xtc_threshold": float,
+    "mirostat": int,
+    "mirostat_tau": float,
+    "mirostat_eta": float,
+}
+"""What `--set` takes, by the protocol's names; the daemon checks the bounds."""
 
 
 def sampling_options(function: Decorated) -> Decorated:
@@ -52,8 +70,43 @@ def sampling_options(function: Decorated) -> Decorated:
             metavar="F",
             help="Leave out what is less than F times as likely as the likeliest; 0 is off, by default 0.05.",
         ),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="NAME=VALUE",
+            callback=_settings,
+            help=f"Another setting of the draw: {', '.join(_KINDS)}. May be given again.",
+        ),
+        click.option(
+            "--logprobs",
+            type=click.IntRange(0, LOGPROBS_MAX),
+            metavar="N",
+            help="With --json: each token's log probability, and those of the N likeliest.",
+        ),
         click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be given again."),
     )
+
+
+def _settings(context: click.Context, parameter: click.Parameter, pairs: Sequence[str]) -> dict[str, float | int]:
+    return sampling_settings(pairs)
+
+
+def sampling_settings(pairs: Sequence[str]) -> dict[str, float | int]:
+    """What `--set` says. Raises click.BadParameter, with the names that there are."""
+    settings: dict[str, float | int] = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        kind = _KINDS.get(name)
+        if kind is None:
+            raise click.BadParameter(f"{name!r} is none of {', '.join(_KINDS)}")
+        try:
+            settings[name] = kind(value)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise click.BadParameter(f"{name} takes {what}, not {value!r}") from None
+    return settings
 
 
 def request_options(function: Decorated) -> Decorated:
@@ -89,7 +142,9 @@ def stream_option(function: Decorated) -> Decorated:
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """What was said on the command line, as keyword arguments for the client: what was not is left to the daemon."""
-    return {name: value for name, value in options.items() if value not in (None, ())}
+    settings: Mapping[str, Any] = options.get("settings") or {}
+    others = {name: value for name, value in options.items() if name != "settings"}
+    return {name: value for name, value in {**others, **settings}.items() if value not in (None, ())}
 
 
 def check_stream(invocation: Invocation, stream: bool) -> None:

@@ -35,11 +35,14 @@ def receipt_text(result: Answer, receipt: dict[str, Any]) -> str:
             ("loading", _lasting(receipt.get("loading_seconds"))),
             ("prompt", _listed(prompt)),
             ("not cached", _said(receipt.get("uncached_reason"))),
+            ("left out", _counted(usage.left_out_tokens or None, "token")),
+            ("shifted", _counted(usage.shifted_tokens or None, "token")),
+            ("seed", _said(receipt.get("seed"))),
             ("first token", _lasting(timings.first_token_seconds)),
             ("answer", _listed(answer)),
             ("preempted", _counted(receipt.get("preempted"), "time")),
             ("charged", _lasting(receipt.get("charged_seconds"))),
-            ("finish", str(result.finish_reason)),
+            ("finish", str(result.finish_reason) + (", the context is full" if receipt.get("context_full") else "")),
         ]
     )
 

@@ -14,7 +14,7 @@ from enclave_cli.output import json_text, plain, plain_map
 from enclave_cli.progress import sentence
 
 if TYPE_CHECKING:
-    from enclave.protocol.bodies import TextChunk
+    from enclave.protocol.bodies import TextChunk, TokenChoice
     from enclave.protocol.messages import Progress
     from enclave_cli.daemon import Answer
     from enclave_cli.status_line import StatusLine
@@ -73,7 +73,8 @@ class DocumentSink:
     def __init__(self, status: StatusLine, model: str) -> None:
         self._status = status
         self._model = model
-        self._texts: list[str] = []
+        self._texts: dict[int, list[str]] = {0: []}
+        self._logprobs: list[TokenChoice] = []
         self._reasoning: list[str] = []
 
     def progress(self, progress: Progress) -> None:
@@ -81,15 +82,20 @@ class DocumentSink:
 
     def chunk(self, chunk: TextChunk) -> None:
         self._status.clear()
-        self._texts.append(chunk.text)
-        self._reasoning.append(chunk.reasoning or "")
+        self._texts.setdefault(chunk.choice, []).append(chunk.text)
+        if chunk.choice == 0:
+            self._logprobs.extend(chunk.logprobs)
+            self._reasoning.append(chunk.reasoning or "")
 
     def result(self, result: Answer, receipt: dict[str, object]) -> None:
         self._status.clear()
         reasoning = "".join(self._reasoning)
+        texts = ["".join(self._texts[choice]) for choice in sorted(self._texts)]
         _write_line(
             {
-                "text": "".join(self._texts),
+                "text": texts[0],
+                **({"texts": texts} if len(texts) > 1 else {}),
+                **({"logprobs": plain(tuple(self._logprobs))} if self._logprobs else {}),
                 **({"reasoning": reasoning} if reasoning else {}),
                 **_ending(result),
                 "receipt": receipt,
@@ -108,7 +114,12 @@ class LinesSink:
         _write_line({"type": "progress", **values})
 
     def chunk(self, chunk: TextChunk) -> None:
-        beside = {"reasoning": chunk.reasoning, "tool_calls": plain(chunk.tool_calls)}
+        beside = {
+            "choice": chunk.choice,
+            "logprobs": plain(chunk.logprobs),
+            "reasoning": chunk.reasoning,
+            "tool_calls": plain(chunk.tool_calls),
+        }
         told = {name: value for name, value in beside.items() if value}
         _write_line({"type": "chunk", "text": chunk.text, "tokens": plain(chunk.tokens), **told})
 
@@ -126,9 +137,11 @@ def message_of(result: Answer) -> Mapping[str, object] | None:
 
 def _ending(result: Answer) -> dict[str, object]:
     message = message_of(result)
+    reasons = cast("tuple[str, ...]", getattr(result, "finish_reasons", ()))
     return {
         **({"message": message} if message is not None else {}),
         "finish_reason": result.finish_reason,
+        **({"finish_reasons": plain(reasons)} if len(reasons) > 1 else {}),
         "usage": plain(result.usage),
         "timings": plain(result.timings),
     }

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from .fake_daemon import FakeDaemon
 
 TALK = [{"role": "user", "content": "Hello"}]
-USAGE = {"prompt_tokens": 5, "cached_tokens": 3, "completion_tokens": 42, "uncached_reason": None}
+USAGE = {
+    "prompt_tokens": 5,
+    "cached_tokens": 3,
+    "completion_tokens": 42,
+    "uncached_reason": None,
+    "left_out_tokens": 0,
+    "shifted_tokens": 0,
+}
 
 
 # --- embed ---

@@ -161,11 +161,21 @@ def test_a_result_has_every_declared_field_and_whatever_else_came() -> None:
     assert json.loads(to_line(Result(id=1), "instances.list"))["body"] == {"instances": []}
     body = {"finish_reason": "stop", "usage": {"prompt_tokens": 3, "newer": 1}, "other": True}
     timings = ("tokenize_seconds", "prompt_seconds", "first_token_seconds", "decoding_seconds", "total_seconds")
-    usage = {"prompt_tokens": 3, "cached_tokens": 0, "completion_tokens": 0, "uncached_reason": None, "newer": 1}
+    usage = {
+        "prompt_tokens": 3,
+        "cached_tokens": 0,
+        "completion_tokens": 0,
+        "uncached_reason": None,
+        "left_out_tokens": 0,
+        "shifted_tokens": 0,
+        "newer": 1,
+    }
     assert result_body("generate", body) == {
         "finish_reason": "stop",
         "finish_reasons": [],
         "template": None,
+        "seed": None,
+        "context_full": False,
         "usage": usage,
         "timings": dict.fromkeys(timings),
         "other": True,
@@ -181,7 +191,9 @@ def test_what_lies_in_arrays_of_a_result_has_its_fields_too() -> None:
 
 def test_a_chunk_has_every_declared_field() -> None:
     line = to_line(Chunk(id=1, seq=0, body=pack({"text": "a"})), "generate")
-    assert json.loads(line)["body"] == [{"text": "a", "tokens": [], "choice": 0, "reasoning": None, "tool_calls": []}]
+    assert json.loads(line)["body"] == [
+        {"text": "a", "tokens": [], "choice": 0, "reasoning": None, "logprobs": [], "tool_calls": []}
+    ]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "a.newer.one"])

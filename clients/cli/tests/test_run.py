@@ -173,7 +173,14 @@ def test_json_is_one_document_at_the_end(run: Run, daemon: FakeDaemon) -> None:
     assert done.json == {
         "text": TEXT,
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 5, "cached_tokens": 3, "completion_tokens": 42, "uncached_reason": None},
+        "usage": {
+            "prompt_tokens": 5,
+            "cached_tokens": 3,
+            "completion_tokens": 42,
+            "uncached_reason": None,
+            "left_out_tokens": 0,
+            "shifted_tokens": 0,
+        },
         "timings": {
             "tokenize_seconds": None,
             "prompt_seconds": 0.01,
@@ -192,6 +199,10 @@ def test_json_is_one_document_at_the_end(run: Run, daemon: FakeDaemon) -> None:
             "cached_tokens": 3,
             "completion_tokens": 42,
             "uncached_reason": "the beginning differs",
+            "left_out_tokens": None,
+            "shifted_tokens": None,
+            "context_full": None,
+            "seed": None,
             "queued_seconds": 0.002,
             "loading_seconds": 0.5,
             "prompt_seconds": 0.01,

@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from enclave.protocol.bodies import PullResult as PullResult
     from enclave.protocol.bodies import TextChunk as TextChunk
     from enclave.protocol.bodies import Timings as Timings
+    from enclave.protocol.bodies import TokenChoice as TokenChoice
+    from enclave.protocol.bodies import TokenLogprob as TokenLogprob
     from enclave.protocol.bodies import UnloadResult as UnloadResult
     from enclave.protocol.bodies import Usage as Usage
     from enclave.protocol.bodies import WallsInfo as WallsInfo
@@ -132,6 +134,8 @@ _HOMES = {
     "PullResult": "enclave.protocol.bodies",
     "TextChunk": "enclave.protocol.bodies",
     "Timings": "enclave.protocol.bodies",
+    "TokenChoice": "enclave.protocol.bodies",
+    "TokenLogprob": "enclave.protocol.bodies",
     "UnloadResult": "enclave.protocol.bodies",
     "Usage": "enclave.protocol.bodies",
     "WallsInfo": "enclave.protocol.bodies",
@@ -196,6 +200,8 @@ __all__ = [  # noqa: RUF022  the clients first
     "PullResult",
     "TextChunk",
     "Timings",
+    "TokenChoice",
+    "TokenLogprob",
     "UnloadResult",
     "Usage",
     "WallsInfo",

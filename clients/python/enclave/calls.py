@@ -31,6 +31,7 @@ from enclave.protocol.bodies import (
     RerankParams,
     SearchParams,
     ShutdownParams,
+    TokenBias,
     TokenizeParams,
     UnloadParams,
     WhyParams,
@@ -92,12 +93,36 @@ class SamplingOptions(StreamOptions, total=False):
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    typical_p: float | None
+    repeat_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    penalty_last_n: int | None
+    """Tokens that the penalties look back on; -1: all."""
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_last_n: int | None
+    dry_breakers: Sequence[str] | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
+    mirostat: Literal[0, 1, 2] | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
+    logit_bias: Mapping[int, float | None] | None
+    """What to add to the logits of tokens, by their ids; None: the token never comes."""
+    logprobs: int | None
+    """Tell each token's log probability, and those of so many of the likeliest."""
     seed: int | None
     stop: str | Sequence[str] | None
     """Texts at which to end; they are not part of the answer."""
     ignore_eos: bool
     choices: int
     """Answers wanted for the one prompt."""
+    overflow: Literal["error", "truncate", "shift"]
+    """Of `generate`: what to do about what the context does not hold."""
+    keep: int
+    """Of `generate`: tokens at the prompt's beginning that are never left out."""
 
 
 _HEADER_NAMES = frozenset(field_names(Request)) - {"id", "token", "method", "model", "attachments"}
@@ -391,6 +416,16 @@ def _maps(name: str, value: Sequence[Message]) -> tuple[object, ...]:
     return given
 
 
+def _biases(value: object) -> tuple[TokenBias, ...]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"logit_bias: a map from token ids to numbers, not {_kind(value)}")
+    biases = cast("Mapping[int, float | None]", value)
+    return tuple(
+        TokenBias(token=token, bias=biases[key])
+        for key, token in zip(biases, _tokens("logit_bias", [*biases]), strict=True)
+    )
+
+
 def _text(name: str, value: object, expected: str = "text, not ") -> object:
     if not isinstance(value, str):
         raise TypeError(f"{name}: {expected}{_kind(value)}")
@@ -430,8 +465,11 @@ def _call(
             raise TypeError(f"{name}() does not take the option {option!r}")
     if "priority" in header:
         header["priority"] = priority_of(header["priority"])
-    if "stop" in body:
-        body["stop"] = _texts("stop", cast("Sequence[str]", body["stop"]))
+    for of_texts in ("stop", "dry_breakers"):
+        if of_texts in body:
+            body[of_texts] = _texts(of_texts, cast("Sequence[str]", body[of_texts]))
+    if "logit_bias" in body:
+        body["logit_bias"] = _biases(body["logit_bias"])
     if model is not None and not isinstance(cast(object, model), str):
         raise TypeError(f"{name}(): a model is named by text or a path, not by {type(model).__name__}")
     try:

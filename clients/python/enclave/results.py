@@ -12,7 +12,7 @@ from typing import Any
 from enclave.protocol.bodies import ChatResult as WireChatResult
 from enclave.protocol.bodies import EmbedResult as WireEmbedResult
 from enclave.protocol.bodies import GenerateResult as WireGenerateResult
-from enclave.protocol.bodies import JsonMap, PrefillResult, Ranked, RerankResult, TextChunk, Timings, Usage
+from enclave.protocol.bodies import JsonMap, PrefillResult, Ranked, RerankResult, TextChunk, Timings, TokenChoice, Usage
 from enclave.protocol.codec import field_names
 from enclave.protocol.errors import RemoteProtocolError
 from enclave.protocol.messages import Result
@@ -38,6 +38,14 @@ class Receipt:
     completion_tokens: int | None = None
     uncached_reason: str | None = None
     """Why the rest of the prompt was not taken from a cache."""
+    left_out_tokens: int | None = None
+    """Of the prompt, because the request allowed it."""
+    shifted_tokens: int | None = None
+    """Dropped from the context while the answer was made, because the request allowed it."""
+    context_full: bool | None = None
+    """Whether the answer ended because the context was full."""
+    seed: int | None = None
+    """What the answer was drawn with."""
     queued_seconds: float | None = None
     """Waiting, without the load."""
     loading_seconds: float | None = None
@@ -62,6 +70,8 @@ class TextResult:
     """Of every choice."""
     tokens: tuple[int, ...]
     """Ids of the first choice, as far as the backend sent them."""
+    logprobs: tuple[TokenChoice, ...]
+    """Of the first choice's tokens, where asked for."""
     finish_reason: str
     finish_reasons: tuple[str, ...]
     usage: Usage
@@ -111,6 +121,7 @@ class Gathered:
     def __init__(self) -> None:
         self._texts: dict[int, list[str]] = {}
         self._tokens: dict[int, list[int]] = {}
+        self._logprobs: list[TokenChoice] = []
         self._tool_calls: list[JsonMap] = []
 
     def add(self, chunk: TextChunk) -> None:
@@ -118,6 +129,7 @@ class Gathered:
         self._texts.setdefault(chunk.choice, []).append(chunk.text)
         self._tokens.setdefault(chunk.choice, []).extend(chunk.tokens)
         if chunk.choice == 0:
+            self._logprobs.extend(chunk.logprobs)
             self._tool_calls.extend(chunk.tool_calls)
 
     @property
@@ -136,19 +148,24 @@ class Gathered:
         return tuple(self._tokens.get(0, ()))
 
     @property
+    def logprobs(self) -> tuple[TokenChoice, ...]:
+        return tuple(self._logprobs)
+
+    @property
     def tool_calls(self) -> tuple[JsonMap, ...]:
         return tuple(self._tool_calls)
 
 
-_OF_USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "uncached_reason")
-_OF_BODY = frozenset({*_OF_USAGE, "template"})
+_OF_USAGE = field_names(Usage)
+_OF_RESULT = ("template", "seed", "context_full")
+_OF_BODY = frozenset({*_OF_USAGE, *_OF_RESULT})
 _OF_HEADER = tuple(name for name in field_names(Receipt) if name not in _OF_BODY)
 
 
-def receipt_of(result: Result, usage: Usage, template: str | None = None) -> Receipt:
-    """The receipt in a result's header, with what its body says."""
+def receipt_of(result: Result, usage: Usage, value: object = None) -> Receipt:
+    """The receipt in a result's header, with what its body, `value`, says."""
     return Receipt(
-        template=template,
+        **{name: getattr(value, name, None) for name in _OF_RESULT},
         **{name: getattr(result, name) for name in _OF_HEADER},
         **{name: getattr(usage, name) for name in _OF_USAGE},
     )
@@ -180,11 +197,12 @@ def _text_fields(value: WireGenerateResult | WireChatResult, result: Result, gat
         "text": gathered.texts[0],
         "texts": gathered.texts,
         "tokens": gathered.tokens,
+        "logprobs": gathered.logprobs,
         "finish_reason": value.finish_reason,
         "finish_reasons": value.finish_reasons or (value.finish_reason,),
         "usage": value.usage,
         "timings": value.timings,
-        "receipt": receipt_of(result, value.usage, value.template),
+        "receipt": receipt_of(result, value.usage, value),
     }
 
 

@@ -70,10 +70,23 @@ def test_the_page_has_a_row_for_each_option() -> None:
     assert sorted(first) == sorted(RequestOptions.__annotations__)
 
 
+def plain(value: Any) -> str:
+    if value in (None, ()) and type(value) is not int:
+        return "none"
+    return f"`{value}`" if isinstance(value, bool) else f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
 def test_the_page_tells_the_defaults_that_are_taken() -> None:
     """Unset on the wire is `none`, but for what the worker then takes, and what it draws."""
     request, params, sampling = Request(id=1, method="generate"), GenerateParams(prompt=""), Sampling()
     told = rows()
+    known = {
+        "priority": "the client's",
+        "seed": "a random one",
+        "events": "`False`",
+        "dry_breakers": 'newline, `:`, `"`, `*`',
+        "overflow": '`"error"`',
+    }
     for name in told:
         wire_name = {"prefix_name": "prefix"}.get(name, name)
         expected: object = None
@@ -81,6 +94,4 @@ def test_the_page_tells_the_defaults_that_are_taken() -> None:
             if wire_name in field_names(type(holder)):
                 expected = getattr(holder, wire_name)
                 break
-        plain = "none" if expected in (None, ()) else f"{expected:g}" if type(expected) is not bool else f"`{expected}`"
-        known = {"priority": "the client's", "seed": "a random one", "events": "`False`"}
-        assert told[name] == known.get(name, plain), name
+        assert told[name] == known.get(name, plain(expected)), name

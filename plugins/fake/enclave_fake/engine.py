@@ -28,6 +28,7 @@ from enclaved.plugin.engine import (
     NoRoomError,
     Placement,
     Run,
+    Sampled,
     SampleRow,
     SequenceId,
     Token,
@@ -92,6 +93,8 @@ class _Sequence:
         return len(self.tokens) if self.asked_length is None else self.asked_length
 
     def append(self, run: Run) -> None:
+        if len(run.tokens) > 1:  # more of a prompt, whatever was answered before
+            self.asked_length = None
         self.tokens += run.tokens
         if ANSWER in run.tokens:
             self._find_marker()
@@ -103,6 +106,12 @@ class _Sequence:
         self._find_marker()
         if self.asked_length is not None and self.asked_length > length:
             self.asked_length = None
+
+    def take_out(self, start: int, count: int) -> None:
+        del self.tokens[start : start + count]
+        self._find_marker()
+        if self.asked_length is not None:
+            self.asked_length = max(min(self.asked_length, start), self.asked_length - count)
 
     def _find_marker(self) -> None:
         indices = (index for index in reversed(range(len(self.tokens))) if self.tokens[index] == ANSWER)
@@ -125,7 +134,10 @@ class FakeEngine(Engine):
             sequences=min(placement.sequences, knobs.sequences),
             context=min(placement.context, knobs.context),
             batch_tokens=knobs.batch_tokens,
+            cache_tokens=knobs.cells,
             can_trim=knobs.trim,
+            can_share=knobs.trim,
+            can_shift=knobs.trim,
             threads="exact",
         )
         self.threads = placement.threads
@@ -199,17 +211,17 @@ class FakeEngine(Engine):
         for run in runs:
             self._sequences[run.sequence].wants_logits = run.wants_logits
 
-    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
+    def sample(self, rows: Sequence[SampleRow]) -> list[Sampled]:
         self._check_open()
-        tokens: list[Token] = []
+        sampled: list[Sampled] = []
         for row in rows:
             if not self._has_sequence(row.sequence) or not self._sequences[row.sequence].wants_logits:
                 raise EngineError(f"sequence {row.sequence} has no logits: the last step was not asked for them")
             self._sampled += 1
             if self._sampled == self._knobs.crash_at_token:
                 self.kill()
-            tokens.append(choose(self._distribution(self._sequences[row.sequence]), row.sampling, row.draw))
-        return tokens
+            sampled.append(choose(self._distribution(self._sequences[row.sequence]), row))
+        return sampled
 
     def length(self, sequence: SequenceId) -> int:
         return len(self._at(sequence).tokens)
@@ -228,6 +240,27 @@ class FakeEngine(Engine):
             held.cut(length)
             held.wants_logits = False
         return True
+
+    def share(self, source: SequenceId, target: SequenceId, length: int) -> None:
+        held, empty = self._at(source), self._at(target)
+        if not self._knobs.trim:
+            raise EngineError("this model's sequences share nothing")
+        if held is empty or empty.tokens:
+            raise EngineError(f"sequence {target} is not empty")
+        if not 0 < length <= len(held.tokens):
+            raise EngineError(f"sequence {source} holds {len(held.tokens)} tokens, not {length} to share")
+        if self._held_tokens() + length > self._cells:
+            raise NoRoomError(f"all sequences together may hold {self._cells} tokens")
+        empty.append(Run(target, 0, held.tokens[:length], wants_logits=False))
+
+    def shift(self, sequence: SequenceId, start: int, count: int) -> None:
+        held = self._at(sequence)
+        if not self._knobs.trim:
+            raise EngineError("this model's sequences cannot be shifted")
+        if not (start >= 0 and count > 0 and start + count <= len(held.tokens)):
+            raise EngineError(f"sequence {sequence} holds {len(held.tokens)} tokens, not {count} from {start}")
+        held.take_out(start, count)
+        held.wants_logits = False
 
     def set_threads(self, threads: int) -> None:
         self.threads = threads
@@ -277,9 +310,11 @@ class FakeEngine(Engine):
                 raise EngineError(f"the run of sequence {run.sequence} has a token outside the vocabulary")
             if length + len(run.tokens) > self.capabilities.context:
                 raise NoRoomError(f"sequence {run.sequence} may hold {self.capabilities.context} tokens")
-        held = sum(len(sequence.tokens) for sequence in self._sequences)
-        if held + sum(len(run.tokens) for run in runs) > self._cells:
+        if self._held_tokens() + sum(len(run.tokens) for run in runs) > self._cells:
             raise NoRoomError(f"all sequences together may hold {self._cells} tokens")
+
+    def _held_tokens(self) -> int:
+        return sum(len(sequence.tokens) for sequence in self._sequences)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -67,7 +67,7 @@ class Knobs:
     cells: int = 0
     """Tokens that all sequences may hold together. 0: as many as their contexts."""
     trim: bool = True
-    """Whether a sequence can be cut back."""
+    """Whether a sequence can be cut back, shared and shifted, so that prompts are cached."""
 
 
 _BOUNDS: Mapping[str, tuple[float, float]] = {

@@ -1,6 +1,7 @@
 """Chooses a token from a small known distribution, exactly as the engine contract says.
 
 The fake engine calls it; a backend's author can read here what filters and draw mean, without a library in between.
+Bias, temperature, top_k, top_p, min_p and logprobs; the other settings make no difference to a fake model.
 """
 
 from __future__ import annotations
@@ -9,11 +10,32 @@ import itertools
 import math
 from collections.abc import Mapping
 
-from enclaved.plugin.engine import Sampling, Token
+from enclaved.plugin.engine import Sampled, SampleRow, Sampling, Token
 
 
-def choose(probabilities: Mapping[Token, float], sampling: Sampling, draw: float) -> Token:
-    """The token that `draw` falls on. `probabilities` has at least one token; what is not in it has probability 0."""
+def choose(probabilities: Mapping[Token, float], row: SampleRow) -> Sampled:
+    """The token that `row.draw` falls on. `probabilities` has at least one token; what is not in it has probability 0,
+    and no bias makes it come."""
+    token = _chosen(_biased(probabilities, row.sampling), row.sampling, row.draw)
+    if row.logprobs is None:
+        return Sampled(token)
+    ranked = sorted(probabilities.items(), key=lambda item: (-item[1], item[0]))
+    top = tuple((each, math.log(probability)) for each, probability in ranked[: row.logprobs])
+    return Sampled(token, math.log(probabilities[token]), top)
+
+
+def _biased(probabilities: Mapping[Token, float], sampling: Sampling) -> Mapping[Token, float]:
+    """Not normalised. When every token is forbidden, none is."""
+    biases = dict(sampling.logit_bias)
+    weights = {token: math.log(weight) + biases.get(token, 0.0) for token, weight in probabilities.items()}
+    highest = max(weights.values())
+    if highest == -math.inf:
+        return probabilities
+    biased = {token: math.exp(weight - highest) for token, weight in weights.items()}
+    return {token: weight for token, weight in biased.items() if weight > 0}
+
+
+def _chosen(probabilities: Mapping[Token, float], sampling: Sampling, draw: float) -> Token:
     ranked = sorted(probabilities.items(), key=lambda item: (-item[1], item[0]))
     if sampling.temperature <= 0:
         return ranked[0][0]

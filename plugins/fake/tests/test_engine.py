@@ -71,12 +71,16 @@ def engine(*, model: str = "fake:a", **settings: KnobValue) -> QuickEngine:
     return loaded
 
 
+def chosen(model: FakeEngine, *rows: SampleRow) -> list[Token]:
+    return [sampled.token for sampled in model.sample(rows)]
+
+
 def answer(model: FakeEngine, prompt: str, tokens_max: int = 50, sampling: Sampling = GREEDY) -> str:
     tokens = model.vocabulary.encode(prompt, add_special=True, parse_special=False)
     text = b""
     for _ in range(tokens_max):
         model.forward([Run(S0, model.length(S0), tokens, wants_logits=True)])
-        tokens = model.sample([SampleRow(S0, sampling, 0.0)])
+        tokens = chosen(model, SampleRow(S0, sampling, 0.0))
         if model.vocabulary.ends_generation(tokens[0]):
             break
         text += model.vocabulary.piece(tokens[0])
@@ -101,6 +105,8 @@ def test_it_keeps_every_rule_of_the_contract(settings: Mapping[str, KnobValue]) 
         "several sequences run in one step, and tokens come in the order of the rows",
         "a step carries at most batch_tokens tokens",
         "a sequence can be cut back and goes on from there",
+        "a beginning can be shared, and both go on as if each had evaluated it",
+        "tokens can be taken out of a sequence, and those behind move up",
         "a sequence in a batch answers as it does alone",
     }
     if not settings:
@@ -129,16 +135,16 @@ def test_a_prompt_without_a_marker_ends_where_logits_were_first_wanted() -> None
     model = engine(mode="echo")
     tokens = model.vocabulary.encode("ab", add_special=False, parse_special=False)
     model.forward([Run(S0, 0, tokens, wants_logits=True)])
-    first = model.sample([SampleRow(S0, GREEDY, 0.0)])
+    first = chosen(model, SampleRow(S0, GREEDY, 0.0))
     model.forward([Run(S0, 2, first, wants_logits=True)])
-    assert [*first, *model.sample([SampleRow(S0, GREEDY, 0.0)])] == [*b"ab"]
+    assert [*first, *chosen(model, SampleRow(S0, GREEDY, 0.0))] == [*b"ab"]
 
 
 def test_an_answer_evaluated_again_goes_on_where_it_was() -> None:
     model = engine()
     prompt = model.vocabulary.encode("p", add_special=True, parse_special=False)
     model.forward([Run(S1, 0, [*prompt, *(Token(byte) for byte in b"1 2 ")], wants_logits=True)])
-    assert model.sample([SampleRow(S1, GREEDY, 0.0)]) == [ord("3")]
+    assert chosen(model, SampleRow(S1, GREEDY, 0.0)) == [ord("3")]
 
 
 def test_draws_fall_on_the_known_distribution() -> None:
@@ -147,11 +153,11 @@ def test_draws_fall_on_the_known_distribution() -> None:
     prompt = model.vocabulary.encode("p", add_special=True, parse_special=False)
     model.forward([Run(S0, 0, prompt, wants_logits=True)])
     draws = (0.0, 0.69, 0.71, 0.89, 0.91, 0.999)
-    drawn = model.sample([SampleRow(S0, free, draw) for draw in draws])
+    drawn = chosen(model, *(SampleRow(S0, free, draw) for draw in draws))
     assert bytes(drawn) == b"11xxyy"
     narrow = Sampling(top_k=0, top_p=0.75, min_p=0, temperature=1)
-    assert bytes(model.sample([SampleRow(S0, narrow, 0.999)])) == b"x"
-    assert bytes(model.sample([SampleRow(S0, Sampling(top_k=0, top_p=1, min_p=0.2), 0.999)])) == b"x"
+    assert bytes(chosen(model, SampleRow(S0, narrow, 0.999))) == b"x"
+    assert bytes(chosen(model, SampleRow(S0, Sampling(top_k=0, top_p=1, min_p=0.2), 0.999))) == b"x"
 
 
 def test_markers_in_a_text_are_tokens_only_when_asked_for() -> None:

@@ -1,15 +1,12 @@
 """The llama.cpp engine: a GGUF model that runs many sequences at once, on llama-cpp-python's low-level interface.
 
 Lives in a worker process. llama.cpp ends the process over many kinds of wrong input (a batch too big, a token out of
-range), so every argument is checked here before the library sees it. Each sequence has cells of its own (no unified
-cache): a step of one never pays for the tokens of another.
+range), so every argument is checked here before the library sees it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -17,8 +14,16 @@ import llama_cpp
 import numpy as np
 
 from enclave_llama_cpp.batch import Batch
+from enclave_llama_cpp.loading import check_machine, flash_attention, load_model, memory_use, weights_of
 from enclave_llama_cpp.log import LoadLog, captured_load
-from enclave_llama_cpp.memory import BATCH_TOKENS, estimate, kv_type, maps_weights, micro_batch_tokens, padded_context
+from enclave_llama_cpp.memory import (
+    BATCH_TOKENS,
+    cells,
+    is_unified,
+    kv_type,
+    micro_batch_tokens,
+    sequence_ids,
+)
 from enclave_llama_cpp.sampling import Sampler
 from enclave_llama_cpp.stream import FileStream
 from enclave_llama_cpp.vocabulary import LlamaCppVocabulary
@@ -31,16 +36,18 @@ from enclaved.plugin.engine import (
     LoadRequest,
     MemoryUse,
     NoRoomError,
-    OpenFile,
     Placement,
     Run,
+    Sampled,
     SampleRow,
     SequenceId,
-    Token,
 )
 
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 """`enum ggml_type`."""
+
+SHARE_TOKENS = 4
+"""Fewer than these, such as a BOS, are not worth a call."""
 
 _DECODE_OK, _DECODE_NO_ROOM, _DECODE_INTERRUPTED, _DECODE_BAD_BATCH = 0, 1, 2, -1
 
@@ -56,20 +63,31 @@ class LlamaCppEngine(Engine):
         self._memory: Any = llama_cpp.llama_get_memory(context)
         self._sliding_window = int(llama_cpp.llama_model_n_swa(model))
         keeps_state = bool(llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
+        self._is_unified = is_unified(placement)
+        context_tokens = min(placement.context, int(llama_cpp.llama_n_ctx_seq(context)))
+        # In a pool, sequences that share cells would all be shifted.
+        can_shift = not keeps_state and not self._is_unified and bool(llama_cpp.llama_memory_can_shift(self._memory))
         self._vocabulary = LlamaCppVocabulary(llama_cpp.llama_model_get_vocab(model))
         self.vocabulary = self._vocabulary
         self.capabilities = Capabilities(
             sequences=int(llama_cpp.llama_n_seq_max(context)),
-            context=min(placement.context, int(llama_cpp.llama_n_ctx_seq(context))),
+            context=context_tokens,
             batch_tokens=int(llama_cpp.llama_n_batch(context)),
+            cache_tokens=int(llama_cpp.llama_n_ctx(context)),
             # A recurrent state has no past to go back to.
             can_trim=not keeps_state,
+            can_share=not keeps_state,
+            # Without a pool all cells of the context are copied.
+            share_tokens=SHARE_TOKENS if self._is_unified else max(SHARE_TOKENS, context_tokens // 64),
+            can_shift=can_shift,
             threads="exact",
         )
         self._lengths = [0] * self.capabilities.sequences
         self._logit_rows: dict[int, int] = {}
         self._batch = Batch(self.capabilities.batch_tokens)
-        self._sampler = Sampler(self.vocabulary.size)
+        self._sampler = Sampler(
+            self.vocabulary.size, llama_cpp.llama_model_get_vocab(model), self.capabilities.cache_tokens
+        )
         self._interrupted = False
         # llama.cpp keeps only the pointer: the object must live as long as the context.
         self._abort_callback = llama_cpp.ggml_abort_callback(self._is_interrupted)
@@ -77,19 +95,18 @@ class LlamaCppEngine(Engine):
 
     @classmethod
     def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> LlamaCppEngine:
-        weights = _weights(request.files)
-        _check_machine(request)
+        weights = weights_of(request.files)
+        check_machine(request)
         llama_cpp.llama_backend_init()
         stream = FileStream(weights.descriptor)
         model: Any = None
         context: Any = None
         try:
             with captured_load() as log:
-                model = _load_model(stream, request, progress, log)
+                model = load_model(stream, request, progress, log)
                 _check_generates(model)
                 context = _make_context(model, request, log)
-            placement, memory = request.placement, _memory_use(log, mapped=_is_mapped(request))
-            return cls(stream, model, context, placement, memory)
+            return cls(stream, model, context, request.placement, memory_use(log))
         except BaseException:
             if context:
                 llama_cpp.llama_free(context)
@@ -124,17 +141,17 @@ class LlamaCppEngine(Engine):
                 raise InterruptedStepError("the step was interrupted")
             raise EngineError(f"llama.cpp could not compute the step (code {code})")
 
-    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
+    def sample(self, rows: Sequence[SampleRow]) -> list[Sampled]:
         context = self._open()
-        tokens: list[Token] = []
+        sampled: list[Sampled] = []
         for row in rows:
             index = self._logit_rows.get(row.sequence)
             pointer = None if index is None else llama_cpp.llama_get_logits_ith(context, index)
             if not pointer:
                 raise EngineError(f"sequence {row.sequence} has no logits from the last step")
             logits = np.ctypeslib.as_array(cast("Any", pointer), (self.vocabulary.size,))
-            tokens.append(Token(self._sampler.choose(logits, row.sampling, row.draw)))
-        return tokens
+            sampled.append(self._sampler.choose(logits, row))
+        return sampled
 
     def length(self, sequence: SequenceId) -> int:
         self._check_sequence(sequence)
@@ -146,6 +163,7 @@ class LlamaCppEngine(Engine):
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         self._lengths[sequence] = 0
         self._logit_rows.pop(sequence, None)
+        self._sampler.forget(sequence)
 
     def trim(self, sequence: SequenceId, length: int) -> bool:
         self._open()
@@ -164,6 +182,41 @@ class LlamaCppEngine(Engine):
         self._lengths[sequence] = length
         self._logit_rows.pop(sequence, None)
         return True
+
+    def share(self, source: SequenceId, target: SequenceId, length: int) -> None:
+        self._open()
+        self._check_sequence(source)
+        self._check_sequence(target)
+        if not self.capabilities.can_share:
+            raise EngineError("a recurrent state is of its whole sequence, it cannot be shared in part")
+        if source == target or self._lengths[target]:
+            raise EngineError(f"sequence {target} is not empty, it can take nothing over")
+        if not 0 < length <= self._lengths[source]:
+            raise EngineError(f"sequence {source} has {self._lengths[source]} tokens, not {length} to share")
+        if self._is_unified:
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        else:
+            # Only a whole sequence can be copied; a part would end the process.
+            llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            if not llama_cpp.llama_memory_seq_rm(self._memory, target, length, -1):
+                llama_cpp.llama_memory_seq_rm(self._memory, target, -1, -1)
+                raise EngineError(f"sequence {source} cannot be shared in part")
+        self._lengths[target] = length
+
+    def shift(self, sequence: SequenceId, start: int, count: int) -> None:
+        self._open()
+        self._check_sequence(sequence)
+        if not self.capabilities.can_shift:
+            raise EngineError("this model's sequences cannot be shifted")
+        if not (start >= 0 and count > 0 and start + count <= self._lengths[sequence]):
+            raise EngineError(
+                f"sequence {sequence} has {self._lengths[sequence]} tokens, not {count} from {start} to take out"
+            )
+        if not llama_cpp.llama_memory_seq_rm(self._memory, sequence, start, start + count):
+            raise EngineError(f"sequence {sequence} cannot be cut in the middle")
+        llama_cpp.llama_memory_seq_add(self._memory, sequence, start + count, -1, -count)
+        self._lengths[sequence] -= count
+        self._logit_rows.pop(sequence, None)
 
     def set_threads(self, threads: int) -> None:
         if threads < 1:
@@ -259,62 +312,6 @@ class LlamaCppEngine(Engine):
         return first > 0 and first >= length - self._sliding_window
 
 
-def _weights(files: Sequence[OpenFile]) -> OpenFile:
-    weights = [file for file in files if file.role == "weights"]
-    if len(weights) != 1 or any(file.role == "shard" for file in files):
-        raise LoadError("a model split into several files cannot be loaded yet; join its parts into one file first")
-    unusable = sorted({file.role for file in files} & {"adapter", "draft", "projector"})
-    if unusable:
-        raise LoadError(f"this backend takes no {' or '.join(unusable)} file yet")
-    return weights[0]
-
-
-def _check_machine(request: LoadRequest) -> None:
-    """Refuses what is larger than the machine. Linux would hand out the memory all the same, and end some process,
-    perhaps another's, when llama.cpp clears it. What is free is the scheduler's affair."""
-    if request.placement.gpu_layers:
-        return
-    needed_bytes = estimate(request.header, request.placement, platform.machine()).total_bytes
-    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed_bytes > machine_bytes:
-        raise LoadError(
-            f"{request.model} would need {needed_bytes / 2**30:,.1f} GiB, this machine has "
-            f"{machine_bytes / 2**30:,.1f}; less context or fewer sequences may fit",
-            out_of_memory=True,
-        )
-
-
-def _is_mapped(request: LoadRequest) -> bool:
-    return maps_weights(request.header, platform.machine())
-
-
-def _load_model(stream: FileStream, request: LoadRequest, progress: Callable[[float], bool], log: LoadLog) -> Any:
-    failures: list[Exception] = []
-    cancelled = False
-
-    def report(fraction: float, _: object) -> bool:
-        nonlocal cancelled
-        try:
-            cancelled = cancelled or not progress(fraction)
-        except Exception as error:  # noqa: BLE001 - cannot pass through C; raised again below
-            failures.append(error)
-        return not cancelled and not failures
-
-    params = llama_cpp.llama_model_default_params()
-    callback = llama_cpp.llama_progress_callback(report)
-    params.progress_callback = cast("Any", callback)
-    params.n_gpu_layers = request.placement.gpu_layers
-    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if _is_mapped(request) else llama_cpp.LLAMA_LOAD_MODE_NONE
-    model = llama_cpp.llama_model_load_from_file_ptr(cast("Any", stream.pointer), params)
-    if failures or cancelled:
-        if model:
-            llama_cpp.llama_model_free(model)
-        raise failures[0] if failures else LoadError("the load was cancelled")
-    if not model:
-        raise LoadError(f"{request.model} cannot be loaded: {log.reason}", out_of_memory=log.out_of_memory)
-    return model
-
-
 def _check_generates(model: Any) -> None:
     """Models that load, but don't work by predicting the next token from those before."""
     if llama_cpp.llama_model_has_encoder(model) or not llama_cpp.llama_model_has_decoder(model):
@@ -332,16 +329,16 @@ def _make_context(model: Any, request: LoadRequest, log: LoadLog) -> Any:
         raise LoadError(f"{placement.sequences} sequences at once are not possible; 1 to {sequences_max} are")
     used = kv_type(request.header, placement)
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = padded_context(placement) * placement.sequences
-    params.n_seq_max = placement.sequences
-    params.n_batch = max(BATCH_TOKENS, placement.sequences)
+    params.n_ctx = cells(placement)
+    params.n_seq_max = sequence_ids(placement)
+    params.n_batch = max(BATCH_TOKENS, sequence_ids(placement))
     params.n_ubatch = micro_batch_tokens(placement)
     # A row of logits a sequence: the default reserves one for each token of a batch.
-    params.n_outputs_max = placement.sequences
+    params.n_outputs_max = sequence_ids(placement)
     params.n_threads = params.n_threads_batch = placement.threads
     params.type_k = params.type_v = _KV_TYPES[used]
-    params.flash_attn_type = _flash_attention(placement.flash_attention, quantised=used == "q8_0")
-    params.kv_unified = False
+    params.flash_attn_type = flash_attention(placement.flash_attention, quantised=used == "q8_0")
+    params.kv_unified = is_unified(placement)
     # All layers keep all tokens, also those with a sliding window: prefixes can be cut anywhere.
     params.swa_full = True
     params.no_perf = True
@@ -352,25 +349,3 @@ def _make_context(model: Any, request: LoadRequest, log: LoadLog) -> Any:
         llama_cpp.llama_free(context)
         raise LoadError("the model keeps no context, so it cannot generate text")
     return context
-
-
-def _flash_attention(wish: bool | None, *, quantised: bool) -> int:
-    if wish is None and not quantised:
-        return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
-    return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED if wish is False else llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-
-
-def _memory_use(log: LoadLog, *, mapped: bool) -> MemoryUse:
-    """Sums up the buffers that llama.cpp named: `CPU_Mapped model`, `CPU_REPACK model`, `CPU KV`, `CPU compute` …"""
-    sums = {"weights": 0, "kv": 0, "compute": 0, "other": 0}
-    for name, nbytes in log.buffers:
-        kind = name.rsplit(" ", 1)[-1]
-        if kind == "model":
-            sums["other" if mapped and "REPACK" in name else "weights"] += nbytes
-        elif kind in {"KV", "RS", "state"}:
-            sums["kv"] += nbytes
-        elif kind in {"compute", "output"}:
-            sums["compute"] += nbytes
-        else:
-            sums["other"] += nbytes
-    return MemoryUse(sums["weights"], sums["kv"], sums["compute"], sums["other"])

@@ -48,7 +48,7 @@ def tiny(tmp_path: Path) -> Path:
 def step(engine: LlamaCppEngine, sequence: SequenceId, tokens: Sequence[Token]) -> Token:
     """Evaluates `tokens` at the end of the sequence; the likeliest next token."""
     engine.forward([Run(sequence, engine.length(sequence), tokens, wants_logits=True)])
-    return engine.sample([SampleRow(sequence, GREEDY, 0.0)])[0]
+    return engine.sample([SampleRow(sequence, GREEDY, 0.0)])[0].token
 
 
 def continued(engine: LlamaCppEngine, sequence: SequenceId, prompt: Sequence[Token], count: int) -> list[Token]:
@@ -80,7 +80,7 @@ def test_the_same_seed_draws_the_same_alone_and_among_others(tiny: Path, load_en
         answers: list[list[Token]] = [[] for _ in sequences]
         for draw in draws:
             engine.forward([Run(s, engine.length(s), w, True) for s, w in zip(sequences, waiting, strict=True)])
-            tokens = engine.sample([SampleRow(s, sampling, draw) for s in sequences])
+            tokens = [each.token for each in engine.sample([SampleRow(s, sampling, draw) for s in sequences])]
             waiting = [[token] for token in tokens]
             for answer, token in zip(answers, tokens, strict=True):
                 answer.append(token)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from enclave_llama_cpp.engine import LlamaCppEngine
 
 GREEDY = Sampling(temperature=0)
+FREE = Sampling(top_k=0, top_p=1.0, min_p=0.0)
 BOS = Token(1)
 POSITIONS = 200
 """Positions of a golden text, prompt included."""
@@ -44,7 +45,7 @@ def answers(engine: LlamaCppEngine, prompts: Sequence[str]) -> list[str]:
                 for n in active
             ]
         )
-        tokens = engine.sample([SampleRow(SequenceId(n), GREEDY, 0.0) for n in active])
+        tokens = [each.token for each in engine.sample([SampleRow(SequenceId(n), GREEDY, 0.0) for n in active])]
         for n, token in zip(list(active), tokens, strict=True):
             if token == BOS or vocabulary.ends_generation(token) or len(held[n]) == POSITIONS:
                 active.remove(n)
@@ -81,11 +82,15 @@ def test_the_near_tie_is_one(shared_models: Path, load_engine: LoadEngine) -> No
     tokens = engine.vocabulary.encode(golden(shared_models, name)[prompt], add_special=True, parse_special=False)
     engine.forward([Run(SequenceId(0), 0, tokens[:NEAR_TIE_TOKENS], True)])
     first, second = (
-        engine.sample([SampleRow(SequenceId(0), Sampling(0, 1.0, 0.0, temperature), draw)])[0]
+        engine.sample(
+            [SampleRow(SequenceId(0), Sampling(top_k=0, top_p=1.0, min_p=0.0, temperature=temperature), draw)]
+        )[0].token
         for temperature, draw in ((0.0, 0.0), (0.01, 0.5))
     )
     # At temperature 0.01 a gap g leaves the winner 1 / (1 + exp(-100 g)): 0.52 for 0.0008, 0.73 for 0.01.
-    third = engine.sample([SampleRow(SequenceId(0), Sampling(0, 1.0, 0.0, 0.01), 0.56)])[0]
+    third = engine.sample([SampleRow(SequenceId(0), Sampling(top_k=0, top_p=1.0, min_p=0.0, temperature=0.01), 0.56)])[
+        0
+    ].token
     assert first == second
     assert third != first
 

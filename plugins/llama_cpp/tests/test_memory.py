@@ -73,7 +73,7 @@ def test_weights_that_stay_as_they_are_get_mapped() -> None:
 
 def test_a_small_repacked_part_of_mapped_weights_counts_as_a_second_copy() -> None:
     mixed = header(tensor_types={"F16": 218 * MEBIBYTE, "Q4_0": 10 * MEBIBYTE})
-    assert estimate(mixed, placement(), "x86_64").other_bytes == 10 * MEBIBYTE
+    assert estimate(mixed, placement(), "x86_64").repacked_bytes == 10 * MEBIBYTE
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from enclaved.plugin.engine import EngineError, Sampling
+from enclaved.plugin.engine import EngineError, SampleRow, Sampling, SequenceId
 
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is not installed")
 from enclave_llama_cpp.sampling import CHAINS_MAX, Sampler, drawn
@@ -24,6 +26,10 @@ def sampler() -> Generator[Sampler]:
     sampler = Sampler(SIZE)
     yield sampler
     sampler.free()
+
+
+def pick(sampler: Sampler, logits: NDArray[np.float32], sampling: Sampling, draw: float = 0.0, **row: Any) -> int:
+    return sampler.choose(logits, SampleRow(SequenceId(0), sampling, draw, **row)).token
 
 
 def reference(logits: list[float], sampling: Sampling, draw: float) -> int:
@@ -65,7 +71,7 @@ _SAMPLINGS = st.builds(
 def test_filters_and_draw_are_those_of_the_contract(logits: list[float], sampling: Sampling, draw: float) -> None:
     sampler = Sampler(SIZE)
     try:
-        chosen = sampler.choose(np.array(logits, dtype=np.float32), sampling, draw)
+        chosen = pick(sampler, np.array(logits, dtype=np.float32), sampling, draw)
     finally:
         sampler.free()
     assert chosen == reference(logits, sampling, draw)
@@ -74,7 +80,7 @@ def test_filters_and_draw_are_those_of_the_contract(logits: list[float], samplin
 def test_greedy_takes_the_lowest_id_among_equals(sampler: Sampler) -> None:
     logits = np.zeros(SIZE, dtype=np.float32)
     logits[[7, 30]] = 5
-    assert sampler.choose(logits, Sampling(temperature=0), 0.99) == 7
+    assert pick(sampler, logits, Sampling(temperature=0), 0.99) == 7
 
 
 def test_equal_tokens_are_ordered_by_id() -> None:
@@ -92,14 +98,14 @@ def test_a_draw_next_to_one_never_takes_an_impossible_token() -> None:
 @pytest.mark.parametrize("temperature", [5e-324, 1e-9, 1e300])
 def test_no_temperature_breaks_the_draw(sampler: Sampler, temperature: float) -> None:
     logits = np.linspace(-30, 30, SIZE, dtype=np.float32)
-    chosen = sampler.choose(logits, Sampling(temperature=temperature), 0.0)
+    chosen = pick(sampler, logits, Sampling(temperature=temperature), 0.0)
     assert chosen == SIZE - 1
 
 
 def test_the_share_of_draws_is_the_probability(sampler: Sampler) -> None:
     logits = np.full(SIZE, -np.inf, dtype=np.float32)
     logits[3], logits[5] = math.log(3), 0.0
-    chosen = [sampler.choose(logits, PLAIN, number / 1000) for number in range(1000)]
+    chosen = [pick(sampler, logits, PLAIN, number / 1000) for number in range(1000)]
     assert (chosen.count(3), chosen.count(5)) == pytest.approx((750, 250), abs=1)
 
 
@@ -109,10 +115,10 @@ def test_logits_that_are_no_numbers_are_an_error(sampler: Sampler, broken: float
     logits = np.zeros(SIZE, dtype=np.float32)
     logits[20] = broken
     with pytest.raises(EngineError, match="not finite"):
-        sampler.choose(logits, Sampling(temperature=temperature), 0.5)
+        pick(sampler, logits, Sampling(temperature=temperature), 0.5)
 
 
 def test_many_settings_do_not_pile_up_chains(sampler: Sampler) -> None:
     logits = np.arange(SIZE, dtype=np.float32)
     for number in range(3 * CHAINS_MAX):
-        assert sampler.choose(logits, Sampling(top_k=1, top_p=0.5 + number / 1000), 0.5) == SIZE - 1
+        assert pick(sampler, logits, Sampling(top_k=1, top_p=0.5 + number / 1000), 0.5) == SIZE - 1

@@ -17,6 +17,7 @@ from enclaved.plugin.engine import (
     NoRoomError,
     Placement,
     Run,
+    Sampled,
     SampleRow,
     Token,
 )
@@ -88,7 +89,7 @@ class CountsOneTooMany(FakeEngine):
 
 
 class SamplesInItsOwnOrder(FakeEngine):
-    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
+    def sample(self, rows: Sequence[SampleRow]) -> list[Sampled]:
         return super().sample(sorted(rows, key=lambda row: row.sequence))
 
     def _distribution(self, sequence: object) -> dict[Token, float]:
@@ -96,7 +97,7 @@ class SamplesInItsOwnOrder(FakeEngine):
 
 
 class SamplesWithoutLogits(FakeEngine):
-    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
+    def sample(self, rows: Sequence[SampleRow]) -> list[Sampled]:
         for row in rows:
             self._sequences[row.sequence].wants_logits = True
         return super().sample(rows)
@@ -147,6 +148,7 @@ class OverflowsItsContext(FakeEngine):
 class HasRoomForOneSequence(FakeEngine):
     def __init__(self, knobs: Knobs, placement: Placement) -> None:
         super().__init__(dataclasses.replace(knobs, cells=placement.context), placement)
+        self.capabilities = dataclasses.replace(self.capabilities, cache_tokens=0)
 
 
 class RemembersWhatItDropped(FakeEngine):
@@ -173,17 +175,17 @@ class TrimsThoughItCannot(FakeEngine):
 
 
 class DrawsUpsideDown(FakeEngine):
-    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
+    def sample(self, rows: Sequence[SampleRow]) -> list[Sampled]:
         return super().sample([dataclasses.replace(row, draw=0.9999 - row.draw) for row in rows])
 
 
 class ForgetsTheDraw(FakeEngine):
-    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
+    def sample(self, rows: Sequence[SampleRow]) -> list[Sampled]:
         return super().sample([dataclasses.replace(row, draw=0.0) for row in rows])
 
 
 class IgnoresTheFilters(FakeEngine):
-    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
+    def sample(self, rows: Sequence[SampleRow]) -> list[Sampled]:
         free = [
             dataclasses.replace(row, sampling=dataclasses.replace(row.sampling, top_k=0, min_p=0.0, top_p=1.0))
             for row in rows

@@ -15,7 +15,9 @@ from enclaved.plugin.engine import (
     InterruptedStepError,
     LoadRequest,
     MemoryUse,
+    NoRoomError,
     Run,
+    Sampled,
     SampleRow,
     SequenceId,
     Token,
@@ -52,15 +54,37 @@ class SmallVocabulary(Vocabulary):
 class SmallEngine(Engine):
     """Answers a prompt with its tokens in reverse, then ends."""
 
-    def __init__(self, *, sequences: int = 2, context: int = 64, batch_tokens: int = 8) -> None:
+    def __init__(
+        self,
+        *,
+        sequences: int = 2,
+        context: int = 64,
+        batch_tokens: int = 8,
+        caches: bool = False,
+        cache_tokens: int = 0,
+        can_shift: bool = False,
+    ) -> None:
+        """`caches`: sequences can be cut back and shared. `cache_tokens`: what all hold together, shared ones once."""
         self.vocabulary = SmallVocabulary()
-        self.capabilities = Capabilities(sequences=sequences, context=context, batch_tokens=batch_tokens)
+        self.capabilities = Capabilities(
+            sequences=sequences,
+            context=context,
+            batch_tokens=batch_tokens,
+            cache_tokens=cache_tokens,
+            chunk_tokens=4,
+            can_trim=caches,
+            can_share=caches,
+            can_shift=can_shift,
+        )
         self.calls: list[list[Run]] = []
         """Every step that was asked for."""
         self.failures: deque[Exception | None] = deque()
         """What the next steps raise."""
         self.before_step: Callable[[], None] = lambda: None
         self.interrupts = 0
+        self.evaluated = 0
+        """Tokens, so that a test sees what came from the cache."""
+        self.rows: list[SampleRow] = []
         self.threads = 1
         self._held: dict[SequenceId, list[Token]] = {}
         self._ready: set[SequenceId] = set()
@@ -84,6 +108,9 @@ class SmallEngine(Engine):
             assert run.position + len(run.tokens) <= self.capabilities.context
             assert 0 <= run.sequence < self.capabilities.sequences
         self._ready = set()
+        taken = self._cells + sum(len(run.tokens) for run in runs)
+        if self.capabilities.cache_tokens and taken > self.capabilities.cache_tokens:
+            raise NoRoomError("full")
         failure = self.failures.popleft() if self.failures else None
         if isinstance(failure, InterruptedStepError):
             # The first run was through, its last token's logits are lost; the others never began.
@@ -92,11 +119,18 @@ class SmallEngine(Engine):
             raise failure
         for run in runs:
             self._held.setdefault(run.sequence, []).extend(run.tokens)
+            self.evaluated += len(run.tokens)
             if run.wants_logits:
                 self._ready.add(run.sequence)
 
-    def sample(self, rows: Sequence[SampleRow]) -> list[Token]:
-        return [self._next(row.sequence) for row in rows]
+    @property
+    def _cells(self) -> int:
+        """Places that tokens take: a beginning that several sequences hold alike may be shared."""
+        return len({tuple(tokens[: end + 1]) for tokens in self._held.values() for end in range(len(tokens))})
+
+    def sample(self, rows: Sequence[SampleRow]) -> list[Sampled]:
+        self.rows += rows
+        return [Sampled(self._next(row.sequence)) for row in rows]
 
     def _next(self, sequence: SequenceId) -> Token:
         assert sequence in self._ready
@@ -112,7 +146,22 @@ class SmallEngine(Engine):
         self._held.pop(sequence, None)
 
     def trim(self, sequence: SequenceId, length: int) -> bool:
-        return False
+        assert 0 <= length <= self.length(sequence)
+        if self.capabilities.can_trim:
+            del self._held.setdefault(sequence, [])[length:]
+        return self.capabilities.can_trim
+
+    def share(self, source: SequenceId, target: SequenceId, length: int) -> None:
+        assert self.capabilities.can_share
+        assert source != target
+        assert not self.length(target)
+        assert 0 < length <= self.length(source)
+        self._held[target] = self._held[source][:length]
+
+    def shift(self, sequence: SequenceId, start: int, count: int) -> None:
+        assert self.capabilities.can_shift
+        assert 0 <= start < start + count <= self.length(sequence)
+        del self._held[sequence][start : start + count]
 
     def set_threads(self, threads: int) -> None:
         self.threads = threads

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_engine import END, SmallVocabulary
 
 from enclave.protocol.bodies import GenerateParams
-from enclaved.plugin.engine import SequenceId, Token
-from enclaved.worker.generation import Generation
+from enclaved.plugin.engine import Sampled, Sampling, SequenceId, Token
+from enclaved.worker.asked import Asked
+from enclaved.worker.generation import LOGPROB_MIN, Generation
+from enclaved.worker.overflow import Cut
 from enclaved.worker.sampling import draws
 
 
 def _generation(
-    prompt: bytes = b"ab", tokens_max: int = 100, seed: int = 7, stop: tuple[str, ...] = (), ignore_eos: bool = False
+    prompt: bytes = b"ab",
+    tokens_max: int = 100,
+    seed: int = 7,
+    *,
+    choice: int = 0,
+    sampling: Sampling | None = None,
+    **params: Any,
 ) -> Generation:
-    return Generation(
-        "r",
-        [Token(byte) for byte in prompt],
-        GenerateParams(prompt="", stop=stop, ignore_eos=ignore_eos),
-        tokens_max=tokens_max,
+    asked = Asked(
+        params=GenerateParams(prompt="", **params),
+        prompt=[Token(byte) for byte in prompt],
+        sampling=sampling or Sampling(),
         seed=seed,
-        vocabulary=SmallVocabulary(),
+        choices=1,
+        tokens_max=tokens_max,
+        ends_with_context=False,
+        keep=0,
+        left_out_tokens=0,
     )
+    return Generation("r", asked, choice, priority="normal", vocabulary=SmallVocabulary())
+
+
+def _booked(generation: Generation, byte: int) -> str:
+    chunk = generation.book(Sampled(Token(byte)))
+    return "" if chunk is None else chunk["text"]
 
 
 def _say(generation: Generation, answer: bytes) -> str:
@@ -31,7 +50,7 @@ def _say(generation: Generation, answer: bytes) -> str:
     shown = ""
     for byte in answer:
         assert generation.finish_reason is None
-        shown += generation.book(Token(byte))
+        shown += _booked(generation, byte)
         if generation.finish_reason is not None:
             break
     return shown
@@ -96,12 +115,65 @@ def test_tokens_left_are_those_that_were_not_evaluated() -> None:
     generation.evaluated += 2
     assert (generation.tokens_left, generation.next_tokens(5)) == (1, [99])
     generation.evaluated += 1
-    generation.book(Token(100))
+    generation.book(Sampled(Token(100)))
     assert (generation.tokens_left, generation.next_tokens(1)) == (1, [100])
 
 
 def test_each_token_is_drawn_at_its_own_position() -> None:
     generation = _generation(b"abc", seed=9)
     assert generation.row(SequenceId(1)).draw == draws(9, 0)(3)
-    generation.book(Token(100))
+    generation.book(Sampled(Token(100)))
     assert generation.row(SequenceId(1)).draw == draws(9, 0)(4)
+
+
+def test_each_choice_has_draws_of_its_own_and_says_which_it_is() -> None:
+    generation = _generation(b"abc", seed=9, choice=2)
+    assert generation.row(SequenceId(1)).draw == draws(9, 2)(3)
+    assert generation.book(Sampled(Token(100))) == {"text": "d", "tokens": [100], "choice": 2}
+
+
+def test_the_engine_gets_the_tokens_before_only_where_it_looks_back() -> None:
+    assert _generation(b"abc").row(SequenceId(1)).history == ()
+    generation = _generation(b"abc", sampling=Sampling(repeat_penalty=1.1))
+    generation.book(Sampled(Token(100)))
+    assert list(generation.row(SequenceId(1)).history) == [97, 98, 99, 100]
+
+
+def test_what_mirostat_remembers_goes_from_token_to_token() -> None:
+    generation = _generation(sampling=Sampling(mirostat=2))
+    assert generation.row(SequenceId(1)).mirostat_mu is None
+    generation.book(Sampled(Token(100), mirostat_mu=7.5))
+    assert generation.row(SequenceId(1)).mirostat_mu == 7.5
+
+
+def test_logprobs_come_with_their_texts_where_asked() -> None:
+    sampled = Sampled(Token(100), -0.5, ((Token(100), -0.5), (Token(200), float("-inf"))))
+    assert "logprobs" not in (_generation().book(sampled) or {})
+    generation = _generation(logprobs=2)
+    assert generation.row(SequenceId(1)).logprobs == 2
+    assert generation.book(sampled) == {
+        "text": "d",
+        "tokens": [100],
+        "logprobs": [
+            {
+                "token": 100,
+                "logprob": -0.5,
+                "text": "d",
+                "top": [
+                    {"token": 100, "logprob": -0.5, "text": "d"},
+                    {"token": 200, "logprob": LOGPROB_MIN, "text": "\ufffd"},
+                ],
+            }
+        ],
+    }
+
+
+def test_after_a_shift_it_goes_on_with_what_is_left_and_draws_anew() -> None:
+    generation = _generation(b"abcdefgh", seed=9)
+    generation.evaluated = 8
+    generation.book(Sampled(Token(100)))
+    generation.shifted(Cut(2, 3))
+    assert bytes(generation.tokens) == b"abfghd"
+    assert (generation.evaluated, generation.tokens_left, generation.shifted_tokens) == (5, 1, 3)
+    assert generation.reusable == 0
+    assert generation.row(SequenceId(1)).draw == draws(9, 0)(9)

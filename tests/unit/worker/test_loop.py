@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 from unittest.mock import patch
@@ -29,10 +30,15 @@ from enclaved.link.messages import (
     SetThreads,
     Submit,
 )
-from enclaved.plugin.engine import EngineError, InterruptedStepError, NoRoomError, Token
-from enclaved.worker.loop import UNCACHED, Command, EngineLoop
+from enclaved.plugin.engine import EngineError, InterruptedStepError, Token
+from enclaved.worker.loop import Command, EngineLoop
+from enclaved.worker.seats import NOT_CACHED
 
 TURNS_MAX = 1000
+
+
+class NothingToDoError(AssertionError):
+    """The loop would wait for ever."""
 
 
 class NeverWaits:
@@ -47,7 +53,7 @@ class NeverWaits:
         try:
             return self._queue.get_nowait()
         except Empty:
-            raise AssertionError("the loop waits for a command") from None
+            raise NothingToDoError("the loop waits for a command") from None
 
 
 class Bench:
@@ -71,6 +77,11 @@ class Bench:
             self.loop.turn()
         raise AssertionError(f"{requests} did not end: {self.said[-5:]}")
 
+    def turn_if_it_can(self) -> None:
+        """A turn, unless it would wait for a command."""
+        with suppress(NothingToDoError):
+            self.loop.turn()
+
     def of(self, request: str, kind: type[Any] | tuple[type[Any], ...]) -> list[Any]:
         return [m for m in self.said if isinstance(m, kind) and getattr(m, "request", None) == request]
 
@@ -81,8 +92,13 @@ class Bench:
         (end,) = self.ends(request)
         return end
 
-    def text(self, request: str) -> str:
-        return "".join(value["text"] for chunk in self.of(request, Chunk) for value in values(chunk))
+    def text(self, request: str, choice: int = 0) -> str:
+        return "".join(
+            value["text"]
+            for chunk in self.of(request, Chunk)
+            for value in values(chunk)
+            if value.get("choice", 0) == choice
+        )
 
     def result(self, request: str) -> Mapping[str, Any]:
         end = self.end(request)
@@ -104,9 +120,11 @@ def a_submit(
     method: str = "generate",
     choices: int = 1,
     body: bytes | None = None,
+    priority: str = "normal",
+    **params: Any,
 ) -> Submit:
-    body = write_body(GenerateParams(prompt=prompt)) if body is None else body
-    return Submit(request, method, max_tokens, choices, "normal", body)
+    body = write_body(GenerateParams(prompt=prompt, **params)) if body is None else body
+    return Submit(request, method, max_tokens, choices, priority, body)
 
 
 @pytest.fixture
@@ -121,7 +139,7 @@ def test_a_request_is_measured_answered_and_finished(bench: Bench) -> None:
     assert bench.text("r") == "olleh"
     result = bench.result("r")
     assert result["finish_reason"] == "stop"
-    assert result["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "uncached_reason": UNCACHED}
+    assert result["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "uncached_reason": NOT_CACHED}
     assert bench.said[-1] is bench.end("r")
     assert bench.engine.held == set()
 
@@ -188,7 +206,10 @@ def test_a_prompt_that_leaves_no_room_is_an_error_with_the_numbers(length: int) 
     bench.submit("r", "x" * length)
     bench.loop.turn()
     end = bench.end("r")
-    assert (end.code, end.numbers) == ("context_exceeded", {"prompt_tokens": length, "context": 16})
+    assert (end.code, end.numbers) == (
+        "context_exceeded",
+        {"prompt_tokens": length, "prompt_tokens_max": 15, "context": 16},
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +223,8 @@ def test_a_prompt_that_leaves_no_room_is_an_error_with_the_numbers(length: int) 
         (a_submit("r", body=b"\x81\xa6prompt\xd6\xff\0\0\0\0"), "bad_request", "body"),
         (a_submit("r", ""), "bad_request", "prompt"),
         (a_submit("r", (1, 2 * ANSWER)), "bad_request", "prompt"),
-        (a_submit("r", choices=2), "unsupported", "choices"),
+        (a_submit("r", choices=0), "bad_request", "choices"),
+        (a_submit("r", choices=257), "bad_request", "choices"),
         (a_submit("r", method="embed"), "unsupported", "method"),
         (a_submit("r", "x" * (TOO_LONG + 1)), "bad_request", "prompt"),
     ],
@@ -291,8 +313,8 @@ def test_an_interrupted_step_is_made_up_for(step: int) -> None:
     assert (bench.text("a"), bench.text("b")) == ("cba9876543210", "zyx")
 
 
-@pytest.mark.parametrize("failure", [EngineError("broken"), NoRoomError("full")])
-def test_a_failed_step_fails_its_own_requests_once_and_the_loop_goes_on(bench: Bench, failure: Exception) -> None:
+def test_a_failed_step_fails_its_own_requests_once_and_the_loop_goes_on(bench: Bench) -> None:
+    failure = EngineError("broken")
     bench.engine.failures.append(failure)
     bench.submit("a", "abc")
     bench.submit("b", "abc")
@@ -384,7 +406,7 @@ def test_a_cancelled_request_says_what_it_has_cost(bench: Bench) -> None:
     assert bench.end("r").numbers == {
         "prompt_tokens": 20,
         "completion_tokens": 0,
-        "evaluated_tokens": 16,
+        "evaluated_tokens": 12,
         "charged_seconds": 2.0,
     }
 
@@ -401,7 +423,7 @@ def test_what_a_step_says_leaves_in_one_go() -> None:
     for request in "abc":
         bench.submit(request, "xyz")
     bench.run("a", "b", "c")
-    assert together.count(3) >= 2
+    assert 3 in together
 
 
 def test_an_engine_may_read_the_body_by_itself_and_gets_the_very_bytes(bench: Bench) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave.protocol.bodies import Sampling as AskedSampling
+from enclave.protocol.bodies import TokenBias
+from enclave.protocol.errors import RemoteProtocolError
 from enclaved.plugin.engine import Sampling
-from enclaved.worker.sampling import draws, sampling_of
+from enclaved.worker.sampling import FILTER_STREAM, draws, sampling_of
 
 SEEDS = st.integers(0, 2**64 - 1)
 POSITIONS = st.integers(0, 2**31)
@@ -65,9 +70,34 @@ def _reference(seed: int, choice: int, position: int) -> float:
 
 
 def test_what_was_not_asked_for_has_the_built_in_value() -> None:
-    assert sampling_of(AskedSampling()) == Sampling()
+    assert sampling_of(AskedSampling(), 10) == Sampling()
 
 
 def test_what_was_asked_for_is_taken_also_when_it_is_zero() -> None:
     asked = AskedSampling(temperature=0.0, top_k=0, top_p=0.0, min_p=0.0)
-    assert sampling_of(asked) == Sampling(top_k=0, top_p=0.0, min_p=0.0, temperature=0.0)
+    assert sampling_of(asked, 10) == Sampling(top_k=0, top_p=0.0, min_p=0.0, temperature=0.0)
+
+
+def test_every_parameter_of_the_engine_can_be_asked_for() -> None:
+    """By the same name; a new one that the protocol doesn't know would never be set."""
+    names = {field.name for field in dataclasses.fields(Sampling)}
+    assert names <= {field.name for field in dataclasses.fields(cast("Any", AskedSampling))}
+    asked = AskedSampling(xtc_probability=0.5, dry_breakers=("x",), mirostat=2, penalty_last_n=-1)
+    assert sampling_of(asked, 10) == Sampling(xtc_probability=0.5, dry_breakers=("x",), mirostat=2, penalty_last_n=-1)
+
+
+def test_a_bias_without_a_number_forbids_its_token() -> None:
+    asked = AskedSampling(logit_bias=(TokenBias(token=3), TokenBias(token=9, bias=-1.5)))
+    assert sampling_of(asked, 10).logit_bias == ((3, float("-inf")), (9, -1.5))
+
+
+def test_a_bias_on_a_token_outside_the_vocabulary_is_refused_by_name() -> None:
+    asked = AskedSampling(logit_bias=(TokenBias(token=3), TokenBias(token=10)))
+    with pytest.raises(RemoteProtocolError, match="token 10") as refused:
+        sampling_of(asked, 10)
+    assert refused.value.field == "logit_bias[1].token"
+
+
+def test_the_filters_draw_apart_from_the_final_draw() -> None:
+    assert draws(1, 0, FILTER_STREAM)(5) != draws(1, 0)(5)
+    assert draws(1, 0, FILTER_STREAM)(5) == draws(1, 0, FILTER_STREAM)(5)

@@ -34,6 +34,15 @@ _NOT_RESOLVED = frozenset({"model_not_found", "bad_reference", "model_unreadable
 @click.option("--tools", metavar="FILE", help="With --messages: functions that the model may call, as JSON.")
 @click.option("--schema", metavar="FILE", help="With --messages: the JSON schema that the answer must fit.")
 @answer_options
+@click.option("--ignore-eos", is_flag=True, default=None, help="Go on where the model would end.")
+@click.option("--choices", type=click.IntRange(1, 256), metavar="N", help="With --json: N answers from one prompt.")
+@click.option(
+    "--overflow",
+    type=click.Choice(["error", "truncate", "shift"]),
+    help="For what the context does not hold: refuse it, leave out the oldest of the prompt, or of the answer too.  "
+    "[default: error]",
+)
+@click.option("--keep", type=click.IntRange(0), metavar="N", help="With --overflow: tokens at the start to keep.")
 @no_start_option(hidden=True)
 @click.pass_obj
 def command(

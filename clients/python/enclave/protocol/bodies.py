@@ -17,6 +17,9 @@ JsonMap: TypeAlias = dict[str, object]
 """A map as in JSON, passed through unchecked but for depth and size."""
 
 STOPS_MAX = 64
+BIASES_MAX = 4096
+LOGPROBS_MAX = 100
+LAST_N_MAX = 2**20
 TEXTS_MAX = 65_536
 
 
@@ -26,6 +29,15 @@ class Empty:
 
 
 # --- running a model -------------------------------------------------------------------------------------------------
+
+
+@record
+class TokenBias:
+    """What is added to one token's logit."""
+
+    token: TokenId
+    bias: Annotated[float, Bounds(-1000, 1000)] | None = None
+    """Unset: the token never comes."""
 
 
 @record
@@ -40,6 +52,40 @@ class Sampling:
     """Draw from the likeliest that together make up this share; 1 is off."""
     min_p: Annotated[float, Bounds(0, 1)] | None = None
     """Leave out what is less than this times as likely as the likeliest; 0 is off."""
+    typical_p: Annotated[float, Bounds(0, 1)] | None = None
+    """Draw from the tokens of most typical surprise that together make up this share; 1 is off."""
+    repeat_penalty: Annotated[float, Bounds(0.01, 100)] | None = None
+    """Divides the logits of tokens that came before; 1 is off."""
+    frequency_penalty: Annotated[float, Bounds(-100, 100)] | None = None
+    """Taken off a token's logit for each time it came before; 0 is off."""
+    presence_penalty: Annotated[float, Bounds(-100, 100)] | None = None
+    """Taken off the logit of each token that came before; 0 is off."""
+    penalty_last_n: Annotated[int, Bounds(-1, LAST_N_MAX)] | None = None
+    """Tokens, prompt and answer, that the penalties look back on; -1: all, 0: none."""
+    dry_multiplier: Annotated[float, Bounds(0, 100)] | None = None
+    """DRY, against repeated sequences of tokens: how hard; 0 is off."""
+    dry_base: Annotated[float, Bounds(1, 100)] | None = None
+    """How much harder for each token by which a repeated sequence is longer."""
+    dry_allowed_length: Annotated[int, Bounds(1, LAST_N_MAX)] | None = None
+    """Repeated sequences of up to so many tokens are let be."""
+    dry_last_n: Annotated[int, Bounds(-1, LAST_N_MAX)] | None = None
+    """Tokens that DRY looks back on; -1: all, 0: none."""
+    dry_breakers: Annotated[tuple[Annotated[str, Bounds(1, 40)], ...], Bounds(0, 64)] | None = None
+    """Texts that no repeated sequence goes across."""
+    xtc_probability: Annotated[float, Bounds(0, 1)] | None = None
+    """XTC: how often all but the least likely of the likeliest tokens are left out; 0 is off."""
+    xtc_threshold: Annotated[float, Bounds(0, 1)] | None = None
+    """From which probability on a token counts as one of the likeliest."""
+    mirostat: Literal[0, 1, 2] | None = None
+    """Steer the surprise instead of filtering by top_k, top_p, min_p, typical_p and XTC: which version; 0 is off."""
+    mirostat_tau: Annotated[float, Bounds(0, 100)] | None = None
+    """The surprise aimed at, in bits."""
+    mirostat_eta: Annotated[float, Bounds(0, 1)] | None = None
+    """How fast it is steered towards."""
+    logit_bias: Annotated[tuple[TokenBias, ...], Bounds(0, BIASES_MAX)] = ()
+    """Added to the logits of tokens before anything else."""
+    logprobs: Annotated[int, Bounds(0, LOGPROBS_MAX)] | None = None
+    """Tell each token's log probability, and those of so many of the likeliest in its place."""
     seed: Annotated[int, Bounds(0, 2**64 - 1)] | None = None
     """The same seed draws the same answer where the logits are the same; unset: a random one."""
     stop: Annotated[tuple[Annotated[str, Bounds(1, 4096)], ...], Bounds(0, STOPS_MAX)] = ()
@@ -54,6 +100,30 @@ class GenerateParams(Sampling):
 
     prompt: str | tuple[TokenId, ...]
     """Text, or token ids."""
+    overflow: Literal["error", "truncate", "shift"] = "error"
+    """For what the context does not hold. `error`: too long a prompt is refused, and an answer ends where the context
+    does. `truncate`: of too long a prompt, the oldest tokens after the first `keep` are left out. `shift`: besides, an
+    answer goes on when the context is full, without the oldest half of what follows the first `keep` tokens."""
+    keep: Count = 0
+    """Tokens at the prompt's beginning that are never left out."""
+
+
+@record
+class TokenLogprob:
+    """A token and the natural logarithm of its probability, as the model gave it before any filter."""
+
+    token: TokenId
+    logprob: float
+    text: str = ""
+    """Its bytes as text; U+FFFD for what is no whole character."""
+
+
+@record
+class TokenChoice(TokenLogprob):
+    """The token that was chosen, and the likeliest in its place."""
+
+    top: tuple[TokenLogprob, ...] = ()
+    """Likeliest first, as many as were asked for."""
 
 
 @record
@@ -68,6 +138,8 @@ class TextChunk:
     """Which of the `choices`, from 0."""
     reasoning: str | None = None
     """Text of the model's reasoning, apart from the answer."""
+    logprobs: tuple[TokenChoice, ...] = ()
+    """Of these `tokens`, where asked for."""
     tool_calls: tuple[JsonMap, ...] = ()
     """Pieces of calls."""
 
@@ -84,6 +156,10 @@ class Usage:
     """Of the answers; the one that ended it is not counted."""
     uncached_reason: str | None = None
     """Why the rest of the prompt was not taken from a cache."""
+    left_out_tokens: Count = 0
+    """Of the prompt, because the request allowed it; not among the `prompt_tokens`."""
+    shifted_tokens: Count = 0
+    """Dropped from the context while the answer was made, over all choices, because the request allowed it."""
 
 
 @record
@@ -111,6 +187,10 @@ class GenerateResult:
     """Of every choice, when there is more than one."""
     template: str | None = None
     """What the prompt was rendered with; unset when it was taken as it is."""
+    seed: Annotated[int, Bounds(0, 2**64 - 1)] | None = None
+    """What the answer was drawn with; asking with it again draws the same where the logits are the same."""
+    context_full: bool = False
+    """Whether an answer ended, by `length`, because the context was full before its `max_tokens`."""
     usage: Usage = Usage()
     timings: Timings = Timings()
 
@@ -402,8 +482,12 @@ class MemoryInfo:
     estimated_bytes: Total | None = None
     measured_bytes: Total | None = None
     weights: Total | None = None
+    repacked: Total | None = None
+    """Weights in the layout that this machine computes with, whether the first one stayed or not."""
     kv: Total | None = None
     compute: Total | None = None
+    devices: dict[str, int] | None = None
+    """The measured bytes on each device, under the backend's name for it."""
 
 
 @record
