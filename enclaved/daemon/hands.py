@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from enclave.protocol.bodies import AskerInfo, InstanceInfo, LoadResult, MemoryInfo
-from enclave.protocol.messages import ID_MAX, Progress, Result, Stage
+from enclave.protocol.messages import ID_MAX, Progress, Result, Stage, attach
 from enclave.protocol.methods import write_body
 from enclaved.core.events import (
     Accept,
@@ -451,6 +451,7 @@ class WorkerHands:
             call.error(refusal)
             return seconds_in(outcome.numbers, "charged_seconds", seconds_max)
         charged_seconds = seconds_in(outcome.header, "charged_seconds", seconds_max)
+        infos, frames = attach(cast("list[tuple[str, bytes]]", outcome.attachments))
         call.result(
             Result(
                 id=call.request.id,
@@ -460,6 +461,8 @@ class WorkerHands:
                 decoding_seconds=seconds_in(outcome.header, "decoding_seconds", seconds_max),
                 preempted=count_in(outcome.header, "preempted"),
                 body=outcome.body,
+                attachments=infos,
+                frames=frames,
             )
         )
         return charged_seconds

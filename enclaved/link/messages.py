@@ -10,12 +10,15 @@ checks it again when making that type of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, TypeVar, cast
 
 from enclaved.link.framing import LinkError, frame
 from enclaved.link.packing import pack, unpack
+
+KIND_CHARACTERS_MAX = 256
+"""Of an attachment's kind."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,8 @@ class Finished:
     header: dict[str, Any]
     """`prompt_seconds`, `decoding_seconds`, `charged_seconds`."""
     body: bytes
+    attachments: list[list[str | bytes]] = field(default_factory=list[list["str | bytes"]])
+    """`[kind, data]` each, such as vectors; kinds as in the protocol."""
 
 
 @dataclass(frozen=True)
@@ -335,9 +340,9 @@ def _decode(payload: bytes, known: dict[str, type[_M]]) -> _M:
     slots = _slots(kind)
     if len(rest) != len(slots):
         raise LinkError(f"{name} has {len(rest)} fields, not {len(slots)}")
-    for (field, annotation, check), value in zip(slots, rest, strict=True):
+    for (slot, annotation, check), value in zip(slots, rest, strict=True):
         if not check(value):
-            raise LinkError(f"{name}.{field} is a {type(value).__name__}, not {annotation}")
+            raise LinkError(f"{name}.{slot} is a {type(value).__name__}, not {annotation}")
     return kind(*rest)
 
 
@@ -368,6 +373,13 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
     "bool": lambda value: isinstance(value, bool),
     "bytes": lambda value: isinstance(value, bytes),
     "dict[str, Any]": _is_map,
+    "list[list[str | bytes]]": _is_list_of(
+        lambda item: (
+            isinstance(item, list)
+            and [type(part) for part in cast("list[Any]", item)] == [str, bytes]
+            and 1 <= len(cast("list[Any]", item)[0]) <= KIND_CHARACTERS_MAX
+        )
+    ),
     "list[str]": _is_list_of(lambda item: isinstance(item, str)),
     "list[dict[str, Any]]": _is_list_of(_is_map),
     "list[list[str | int | bytes]]": _is_list_of(

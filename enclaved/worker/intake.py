@@ -48,6 +48,11 @@ class RefusedError(Exception):
 
 def read(command: Submit, engine: Engine) -> Asked:
     """Raises RefusedError."""
+    if command.method != "generate":
+        raise RefusedError("unsupported", f"{command.method} is not built yet", field="method")
+    if not engine.capabilities.can_generate:
+        use = "ranks" if engine.capabilities.can_rank else "makes vectors"
+        raise RefusedError("unsupported", f"The model {use}; it generates no text.", field="method")
     if not 1 <= command.choices <= CHOICES_MAX:
         raise RefusedError(
             "bad_request", f"choices: {command.choices} answers at once; 1 to {CHOICES_MAX} can be had", field="choices"

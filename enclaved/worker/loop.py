@@ -31,8 +31,10 @@ from enclaved.worker.job import Job, Times
 from enclaved.worker.overflow import shifting
 from enclaved.worker.pace import Pace
 from enclaved.worker.plan import RANKS, Pending, Share, plan
+from enclaved.worker.pooling import Pooling, TextsJob
 from enclaved.worker.reading import LONG_BODY_BYTES, Reader, WasRead, outcome_of
 from enclaved.worker.seats import Seats
+from enclaved.worker.texts import ReadTexts
 
 Command = Submit | Cancel | Pause | Resume | SetThreads
 
@@ -65,6 +67,7 @@ class EngineLoop:
         self._reader = Reader(engine, self._inbox.put)
         self._being_read: dict[str, _BeingRead] = {}
         self._seats = Seats(engine, reloaded=reloaded)
+        self._pooling = Pooling(engine, self._send, clock)
         self._pace = Pace(engine.capabilities.chunk_tokens)
         self._jobs: dict[str, Job] = {}
         # Invariant: each unfinished generation is in exactly one of the two; `_running` is keyed by its sequence.
@@ -98,6 +101,11 @@ class EngineLoop:
         self._admit()
         self._flush()
         self._step()
+        if self._pooling.has_work:
+            self._alone = self._pooling.only_request
+            self._pooling.step()
+            self._alone = None
+            self._flush()
 
     def _send(self, message: FromChild) -> None:
         self._outbox.append(message)
@@ -110,7 +118,7 @@ class EngineLoop:
     @property
     def _can_go_on(self) -> bool:
         """Whether there is something to do without another command."""
-        if any(not generation.paused for generation in self._running.values()):
+        if self._pooling.has_work or any(not generation.paused for generation in self._running.values()):
             return True
         has_sequence = bool(self._running) or self._seats.has_seat  # a paused one's can be had
         return has_sequence and any(not generation.paused for generation in self._waiting)
@@ -134,10 +142,7 @@ class EngineLoop:
 
     def _submit(self, command: Submit) -> None:
         self._being_read[command.request] = _BeingRead(self._clock())
-        if command.method != "generate":
-            refused = RefusedError("unsupported", f"{command.method} is not built yet", field="method")
-            self._begin(WasRead(command, refused))
-        elif len(command.body) > LONG_BODY_BYTES:
+        if len(command.body) > LONG_BODY_BYTES:
             self._reader.read(command)
         else:
             self._begin(WasRead(command, outcome_of(command, self._engine)))
@@ -151,6 +156,21 @@ class EngineLoop:
             self._send(asked.failed(command.request))
             return
         submitted_at = being_read.submitted_at
+        if isinstance(asked, ReadTexts):
+            tokenize_seconds = self._clock() - submitted_at
+            self._pooling.begin(
+                TextsJob(
+                    command.request,
+                    asked.params,
+                    asked.texts,
+                    asked.truncated,
+                    command.priority,
+                    submitted_at,
+                    tokenize_seconds,
+                    paused=being_read.paused,
+                )
+            )
+            return
         times = Times(submitted_at, tokenize_seconds=self._clock() - submitted_at)
         job = Job(command.request, asked, command.priority, self._engine.vocabulary, times)
         if command.max_tokens == 0:
@@ -166,6 +186,7 @@ class EngineLoop:
         being_read = self._being_read.get(request)
         if being_read is not None:
             being_read.paused = paused
+        self._pooling.set_paused(request, paused)
         job = self._jobs.get(request)
         for generation in job.choices if job is not None else ():
             generation.paused = paused
@@ -340,6 +361,8 @@ class EngineLoop:
         being_read = self._being_read.pop(request, None)
         if being_read is not None:
             self._send(Failed(request, code, message, {}, b""))
+            return
+        if self._pooling.end(request, code, message, detail):
             return
         job = self._jobs.pop(request, None)
         if job is None:

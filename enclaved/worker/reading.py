@@ -11,6 +11,7 @@ from enclaved.link.messages import Submit
 from enclaved.plugin.engine import Engine
 from enclaved.worker.asked import Asked
 from enclaved.worker.intake import RefusedError, read
+from enclaved.worker.texts import ReadTexts, read_texts
 
 LONG_BODY_BYTES = 16 * 1024
 """A shorter one is tokenised in a few milliseconds, which is less than a step."""
@@ -21,7 +22,7 @@ class WasRead:
     """What became of a `Submit`."""
 
     command: Submit
-    outcome: Asked | RefusedError
+    outcome: Asked | ReadTexts | RefusedError
 
 
 class Reader:
@@ -47,9 +48,11 @@ class Reader:
             self._done(WasRead(command, outcome_of(command, self._engine)))
 
 
-def outcome_of(command: Submit, engine: Engine) -> Asked | RefusedError:
+def outcome_of(command: Submit, engine: Engine) -> Asked | ReadTexts | RefusedError:
     """What a request asks for, or why it cannot be done."""
     try:
+        if command.method in ("embed", "rerank"):
+            return read_texts(command, engine)
         return read(command, engine)
     except RefusedError as refused:
         return refused

@@ -96,7 +96,12 @@ def test_every_code_that_the_daemon_says_is_in_the_table() -> None:
         if not starts_with(name, "enclaved.daemon", "enclaved.worker"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("RefusalError", "Failed", "ready.failed"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "RefusalError",
+                "RefusedError",
+                "Failed",
+                "ready.failed",
+            ):
                 place = 1 if ast.unparse(node.func) == "Failed" else 0
                 code = node.args[place]
                 if isinstance(code, ast.Constant):
@@ -107,7 +112,7 @@ def test_every_code_that_the_daemon_says_is_in_the_table() -> None:
 
 def test_every_built_method_is_answered_and_no_other() -> None:
     source = modules()["enclaved.daemon.methods"].read_text(encoding="utf-8")
-    answered = set(re.findall(r'"([a-z]+\.[a-z]+)": self\._', source)) | {"generate"}
+    answered = set(re.findall(r'"([a-z]+\.[a-z]+)": self\._', source)) | {"generate", "embed", "rerank"}
     assert answered == {name for name, method in METHODS.items() if method.built}
 
 

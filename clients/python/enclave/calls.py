@@ -71,6 +71,8 @@ class RequestOptions(TypedDict, total=False):
     projector: str | None
     prefix_name: str | None
     """A beginning kept by `prefix`."""
+    truncate_to: int | None
+    """Of `embed` and `rerank`: cut longer texts to so many tokens, instead of refusing what the model does not take."""
     progress: Callable[[Progress], object] | None
     """Called, while the answer is waited for, with what it waits for."""
 

@@ -93,6 +93,8 @@ class Embeddings:
 
     vectors: memoryview[float]
     """float32[n, d]; `numpy.asarray` takes it without copying, `.tolist()` gives lists."""
+    truncated: tuple[int, ...] = ()
+    """The texts, from 0, that were cut because the request allowed it."""
     usage: Usage
     receipt: Receipt
 
@@ -103,6 +105,8 @@ class Ranking:
 
     ranking: tuple[Ranked, ...]
     """Each with its `index` among the documents and its `score`."""
+    truncated: tuple[int, ...] = ()
+    """The documents, from 0, that were cut because the request allowed it."""
     usage: Usage
     receipt: Receipt
 
@@ -184,9 +188,11 @@ def finished(method: str, result: Result, gathered: Gathered) -> Any:
         return TextResult(**_text_fields(value, result, gathered))
     if isinstance(value, WireEmbedResult):
         vectors = _vectors(value, result)
-        return Embeddings(vectors=vectors, usage=value.usage, receipt=receipt_of(result, value.usage))
+        receipt = receipt_of(result, value.usage)
+        return Embeddings(vectors=vectors, truncated=value.truncated, usage=value.usage, receipt=receipt)
     if isinstance(value, RerankResult):
-        return Ranking(ranking=value.ranking, usage=value.usage, receipt=receipt_of(result, value.usage))
+        receipt = receipt_of(result, value.usage)
+        return Ranking(ranking=value.ranking, truncated=value.truncated, usage=value.usage, receipt=receipt)
     if isinstance(value, PrefillResult):
         return Prefilled(usage=value.usage, receipt=receipt_of(result, value.usage))
     return value

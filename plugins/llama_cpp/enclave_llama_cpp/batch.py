@@ -41,13 +41,15 @@ class Batch:
     def clear(self) -> None:
         self.count = 0
 
-    def add(self, sequence: int, position: int, tokens: Sequence[int], wants_logits: bool) -> int:
-        """Adds consecutive tokens; returns the index of the last."""
+    def add(
+        self, sequence: int, position: int, tokens: Sequence[int], wants_logits: bool, *, everywhere: bool = False
+    ) -> int:
+        """Adds consecutive tokens; returns the index of the last, which alone has outputs unless `everywhere`."""
         start, end = self.count, self.count + len(tokens)
         self._tokens[start:end] = tokens
         self._positions[start:end] = np.arange(position, position + len(tokens), dtype=np.int32)
         self._sequences[start:end] = sequence
-        self._wants_logits[start:end] = 0
+        self._wants_logits[start:end] = everywhere
         self._wants_logits[end - 1] = wants_logits
         self.count = end
         return end - 1
@@ -56,6 +58,11 @@ class Batch:
         """`llama_decode` of what was added; its return code."""
         self._batch.n_tokens = self.count
         return int(llama_cpp.llama_decode(context, self._batch))
+
+    def encode(self, context: Any) -> int:
+        """`llama_encode` of what was added; its return code."""
+        self._batch.n_tokens = self.count
+        return int(llama_cpp.llama_encode(context, self._batch))
 
     def free(self) -> None:
         self._pointers[:] = self._own_pointers

@@ -14,6 +14,7 @@ import llama_cpp
 import numpy as np
 
 from enclave_llama_cpp.batch import Batch
+from enclave_llama_cpp.embedding import LlamaCppEmbedder
 from enclave_llama_cpp.loading import check_machine, flash_attention, load_model, memory_use, weights_of
 from enclave_llama_cpp.log import LoadLog, captured_load
 from enclave_llama_cpp.memory import (
@@ -21,6 +22,7 @@ from enclave_llama_cpp.memory import (
     cells,
     is_unified,
     kv_type,
+    makes_vectors,
     micro_batch_tokens,
     sequence_ids,
 )
@@ -94,7 +96,9 @@ class LlamaCppEngine(Engine):
         llama_cpp.llama_set_abort_callback(context, cast("Any", self._abort_callback), ctypes.c_void_p(0))
 
     @classmethod
-    def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> LlamaCppEngine:
+    def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> Engine:
+        if makes_vectors(request.header):
+            return LlamaCppEmbedder.load(request, progress)
         weights = weights_of(request.files)
         check_machine(request)
         llama_cpp.llama_backend_init()

@@ -91,6 +91,6 @@ def memory_use(log: LoadLog) -> MemoryUse:
             sums["compute"] += nbytes
         else:
             sums["other"] += nbytes
-        device = buffer.split("_")[0]
+        device = buffer.strip().split("_")[0]
         devices[device] = devices.get(device, 0) + nbytes
     return MemoryUse(**{f"{name}_bytes": nbytes for name, nbytes in sums.items()}, devices=devices)

@@ -19,6 +19,10 @@ compute buffer, and an interrupted step loses more."""
 MICRO_BATCH_TOKENS_GPU = 512
 CONTEXT_STEP = 256
 """llama.cpp rounds each sequence's context up to a multiple of this."""
+POOL_TOKENS = 512
+"""In a call every token looks at all others of it, also of other texts, though that counts for nothing: more texts at
+once are no gain (measured with MiniLM and texts of 20 tokens)."""
+POOL_TEXTS = 64
 RESTING_FACTOR = 4
 SEQUENCES_MAX = 64
 F32_BYTES = 4
@@ -63,6 +67,16 @@ def sequence_ids(placement: Placement) -> int:
     return max(placement.sequences, min(placement.sequences * RESTING_FACTOR, SEQUENCES_MAX))
 
 
+def makes_vectors(header: ModelHeader) -> bool:
+    """Whether a model was made for vectors or scores of texts, not to generate."""
+    return "generate" not in header.capabilities and not {"embed", "rerank"}.isdisjoint(header.capabilities)
+
+
+def pool_tokens(placement: Placement) -> int:
+    """Tokens of texts that are evaluated at once where vectors are made: at least the longest text's."""
+    return max(padded_context(placement), POOL_TOKENS)
+
+
 def _padded(tokens: int) -> int:
     return -(-max(tokens, 1) // CONTEXT_STEP) * CONTEXT_STEP
 
@@ -104,6 +118,8 @@ def estimate(header: ModelHeader, placement: Placement, machine: str) -> MemoryU
     compute: llama.cpp's graph for one micro batch or, if larger, its logits, whose room is shared; and the logits it
     hands out, a row for each sequence. repacked: that copy where weights are mapped; where not, it is all there is.
     """
+    if makes_vectors(header):
+        return _estimate_pooling(header, placement, machine)
     used = kv_type(header, placement)
     row_bytes = sum(
         kv_row_bytes(heads * header.key_length, used) + kv_row_bytes(heads * header.value_length, used)
@@ -114,6 +130,20 @@ def estimate(header: ModelHeader, placement: Placement, machine: str) -> MemoryU
         weights_bytes=header.weights_bytes,
         kv_bytes=row_bytes * cells(placement),
         compute_bytes=max(_graph_bytes(header, placement), logits_bytes) + logits_bytes,
+        repacked_bytes=repacked_bytes(header, machine) if maps_weights(header, machine) else 0,
+    )
+
+
+def _estimate_pooling(header: ModelHeader, placement: Placement, machine: str) -> MemoryUse:
+    """Of a model that makes vectors: a call's texts are one micro batch, with a row of scores for each head unless
+    flash attention saves that, and with keys and values if the model is a decoder."""
+    tokens = pool_tokens(placement)
+    scores = 1 + (header.head_count if placement.flash_attention is False else 0)
+    rows = header.key_length + header.value_length
+    return MemoryUse(
+        weights_bytes=header.weights_bytes,
+        kv_bytes=tokens * sum(header.head_count_kv) * rows * F16_BYTES,
+        compute_bytes=tokens * F32_BYTES * (12 * header.embedding_length + scores * tokens),
         repacked_bytes=repacked_bytes(header, machine) if maps_weights(header, machine) else 0,
     )
 

@@ -21,6 +21,7 @@ LAYERS_MAX = 512
 """`LLAMA_MAX_LAYERS`: above it llama.cpp ends the process while it loads."""
 
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)
+_OFFERED = frozenset({"generate", "embed", "rerank"})
 _NO_TOKENIZER = frozenset({"none", "no_vocab"})
 
 
@@ -50,7 +51,7 @@ class LlamaCppBackend(Backend):
         uncomputable = sorted(UNCOMPUTABLE_TENSOR_TYPES.intersection(header.tensor_types))
         if uncomputable:
             return f"has tensors of the type {', '.join(uncomputable)}, which llama.cpp cannot compute with"
-        return _impossible_shape(header) or _not_for_generation(header)
+        return _impossible_shape(header) or _of_no_use(header)
 
     def estimate(self, header: ModelHeader, placement: Placement) -> MemoryUse:
         return estimate(header, placement, platform.machine())
@@ -70,11 +71,11 @@ def _impossible_shape(header: ModelHeader) -> str | None:
     return None
 
 
-def _not_for_generation(header: ModelHeader) -> str | None:
-    if "generate" in header.capabilities:
+def _of_no_use(header: ModelHeader) -> str | None:
+    if _OFFERED.intersection(header.capabilities):
         return None
     use = " and ".join(header.capabilities) or "something else"
-    return f"is a model for {use}; this backend only generates text so far"
+    return f"is a model for {use}; this backend generates text, makes vectors and ranks"
 
 
 @hookimpl

@@ -44,6 +44,22 @@ class LlamaCppVocabulary(Vocabulary):
             room = -count
         raise EngineError("the text cannot be tokenised")
 
+    def encode_pair(self, query: str, document: str) -> list[Token]:
+        """As cross-encoders see them: begin, query, separator, document, end, of which each vocabulary has what it was
+        trained with; `[CLS] query [SEP] document [SEP]` or `<s> query </s></s> document </s>`."""
+        pointer = self._open()
+        around = self.encode("", add_special=True, parse_special=False)
+        begin = around[: 1 if llama_cpp.llama_vocab_get_add_bos(pointer) else 0]
+        end = around[len(begin) :]
+        separator = end if llama_cpp.llama_vocab_get_add_eos(pointer) else []
+        if llama_cpp.llama_vocab_get_add_sep(pointer) or not separator:
+            token = int(llama_cpp.llama_vocab_sep(pointer))
+            if token < 0:
+                raise EngineError("this vocabulary has nothing to put between a query and a document")
+            separator = [*separator, Token(token)]
+        first, second = (self.encode(text, add_special=False, parse_special=False) for text in (query, document))
+        return [*begin, *first, *separator, *second, *end]
+
     def piece(self, token: Token) -> bytes:
         self._check(token)
         known = self._pieces.get(token)

@@ -60,6 +60,7 @@ def load_engine() -> Generator[LoadEngine]:
                     placement=Placement(**(wanted | fields)),
                 )
                 engine = LlamaCppEngine.load(request, progress)
+            assert isinstance(engine, LlamaCppEngine)
             stack.callback(engine.close)
             return engine
 

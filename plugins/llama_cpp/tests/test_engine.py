@@ -387,11 +387,6 @@ def test_superpoint_is_refused_by_the_name_of_its_architecture(shared_models: Pa
     assert "unknown model architecture: 'superpoint'" in str(error)
 
 
-def test_an_encoder_is_refused(shared_models: Path, load_engine: LoadEngine) -> None:
-    error = load_error(load_engine, shared_models / "all-MiniLM-L6-v2" / "all-MiniLM-L6-v2-f16.gguf")
-    assert "keeps no context" in str(error)
-
-
 def test_odd_vocabularies_work(shared_models: Path, load_engine: LoadEngine) -> None:
     engine = load_engine(shared_models / "odd" / "llama-2-tiny-random.gguf")
     assert engine.vocabulary.size == 32_000

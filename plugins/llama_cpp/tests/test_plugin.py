@@ -73,7 +73,7 @@ def test_a_sound_model_is_not_refused() -> None:
         ({"weights_bytes": 0, "vocabulary_size": 0}, "no tensors"),
         ({"vocabulary_size": 0}, "no vocabulary"),
         ({"tokenizer": "no_vocab"}, "no vocabulary"),
-        ({"capabilities": ("embed",)}, "embed"),
+        ({"capabilities": ("diffuse",)}, "diffuse"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_the_reason(changes: dict[str, Any], told: str) -> None:

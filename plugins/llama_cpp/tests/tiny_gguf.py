@@ -128,3 +128,69 @@ def tiny_llama(*, seed: int = 0, context: int = 128, changes: Mapping[str, Value
             weights(f"blk.{layer}.ffn_down.weight", feed_forward, width),
         ]
     return Gguf(pairs, tensors)
+
+
+def tiny_bert(*, seed: int = 0, ranks: bool = False, context: int = 64) -> Gguf:
+    """An encoder with random weights: 2 layers, 32 wide, 4 heads, a token for each letter. It pools by the
+    mean; or gives a score, as a cross-encoder."""
+    width, feed_forward, layers = 32, 64, 2
+    letters = [chr(ord("a") + number) for number in range(26)]
+    # The form that llama.cpp's WordPiece takes: a word's beginning has a ▁, its other pieces have none.
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"▁{letter}" for letter in letters), *letters]
+    pairs: dict[str, Value] = {
+        "general.architecture": (STRING, "bert"),
+        "general.name": (STRING, "tiny encoder"),
+        "bert.context_length": (U32, context),
+        "bert.embedding_length": (U32, width),
+        "bert.block_count": (U32, layers),
+        "bert.feed_forward_length": (U32, feed_forward),
+        "bert.attention.head_count": (U32, 4),
+        "bert.attention.layer_norm_epsilon": (F32, 1e-5),
+        "bert.attention.causal": (BOOL, False),
+        "bert.pooling_type": (U32, 4 if ranks else 1),
+        "tokenizer.ggml.model": (STRING, "bert"),
+        "tokenizer.ggml.tokens": (STRING, tokens),
+        "tokenizer.ggml.token_type": (5, [3] * 5 + [1] * 52),
+        "tokenizer.ggml.token_type_count": (U32, 2),
+        "tokenizer.ggml.unknown_token_id": (U32, 1),
+        "tokenizer.ggml.bos_token_id": (U32, 2),
+        "tokenizer.ggml.cls_token_id": (U32, 2),
+        "tokenizer.ggml.eos_token_id": (U32, 3),
+        "tokenizer.ggml.seperator_token_id": (U32, 3),
+        "tokenizer.ggml.padding_token_id": (U32, 0),
+        "tokenizer.ggml.mask_token_id": (U32, 4),
+    }
+    chance = random.Random(seed)
+
+    def weights(name: str, *dimensions: int) -> Tensor:
+        count = 1
+        for dimension in dimensions:
+            count *= dimension
+        return Tensor(name, dimensions, array("f", (chance.gauss(0, 0.3) for _ in range(count))).tobytes())
+
+    def norm(name: str) -> list[Tensor]:
+        return [
+            Tensor(f"{name}.weight", (width,), array("f", [1.0] * width).tobytes()),
+            Tensor(f"{name}.bias", (width,), array("f", [0.0] * width).tobytes()),
+        ]
+
+    def linear(name: str, inputs: int, outputs: int) -> list[Tensor]:
+        return [weights(f"{name}.weight", inputs, outputs), weights(f"{name}.bias", outputs)]
+
+    tensors = [
+        weights("token_embd.weight", width, len(tokens)),
+        weights("token_types.weight", width, 2),
+        weights("position_embd.weight", width, context),
+        *norm("token_embd_norm"),
+    ]
+    for layer in range(layers):
+        block = f"blk.{layer}"
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            tensors += linear(f"{block}.{part}", width, width)
+        tensors += norm(f"{block}.attn_output_norm")
+        tensors += linear(f"{block}.ffn_up", width, feed_forward)
+        tensors += linear(f"{block}.ffn_down", feed_forward, width)
+        tensors += norm(f"{block}.layer_output_norm")
+    if ranks:
+        tensors += linear("cls", width, width) + linear("cls.output", width, 1)
+    return Gguf(pairs, tensors)

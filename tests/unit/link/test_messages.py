@@ -37,6 +37,9 @@ BY_ANNOTATION: dict[str, st.SearchStrategy[Any]] = {
     "list[str]": st.lists(TEXTS, max_size=4),
     "list[dict[str, Any]]": st.lists(st.dictionaries(TEXTS, PLAIN, max_size=3), max_size=3),
     "list[list[str | int]]": st.lists(st.lists(TEXTS | INTEGERS, max_size=3), max_size=3),
+    "list[list[str | bytes]]": st.lists(
+        st.tuples(st.text(min_size=1, max_size=20), st.binary(max_size=20)).map(list), max_size=3
+    ),
     "list[list[str | int | bytes]]": st.lists(st.tuples(TEXTS, INTEGERS, st.binary(max_size=20)).map(list), max_size=3),
 }
 
@@ -74,6 +77,7 @@ def _name_and_fields(kind: type[Any]) -> list[Any]:
         "list[dict[str, Any]]": [],
         "list[list[str | int]]": [],
         "list[list[str | int | bytes]]": [],
+        "list[list[str | bytes]]": [],
     }
     return [kind.__name__, *[samples[cast("str", slot.type)] for slot in fields(kind)]]
 

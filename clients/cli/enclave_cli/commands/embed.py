@@ -11,7 +11,7 @@ import click
 
 from enclave_cli.errors import usage
 from enclave_cli.inputs import piped_lines
-from enclave_cli.invocation import Invocation, Priority, json_option, no_start_option
+from enclave_cli.invocation import COUNT_MAX, Invocation, Priority, json_option, no_start_option
 from enclave_cli.options import given, request_options, usual_priority
 from enclave_cli.output import count, cut, line, table
 from enclave_cli.progress import shown_on
@@ -29,8 +29,11 @@ NUMBERS_SHOWN = 4
 @click.argument("model")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--normalize/--no-normalize", default=True, help="Make each vector one of length 1.  [default: yes]")
+@click.option(
+    "--truncate-to", type=click.IntRange(1, COUNT_MAX), metavar="N", help="Cut longer texts to N tokens; else an error."
+)
 @request_options
-@json_option("Print one JSON document: {vectors: [[…]], dimensions, usage, receipt}.")
+@json_option("Print one JSON document: {vectors: [[…]], dimensions, truncated, usage, receipt}.")
 @no_start_option(hidden=True)
 @click.pass_obj
 def command(
@@ -65,6 +68,7 @@ def command(
             {
                 "vectors": embeddings.vectors.tolist(),
                 "dimensions": dimensions(embeddings),
+                "truncated": embeddings.truncated,
                 "usage": embeddings.usage,
                 "receipt": embeddings.receipt,
             }

@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 @click.argument("query")
 @click.argument("documents", nargs=-1, metavar="[DOCUMENT]...")
 @click.option("--top", type=click.IntRange(1, COUNT_MAX), metavar="N", help="Only so many of the best.")
+@click.option(
+    "--truncate-to",
+    type=click.IntRange(1, COUNT_MAX),
+    metavar="N",
+    help="Cut longer texts to N tokens; else an error.",
+)
 @request_options
-@json_option("Print one JSON document: {ranking: [{index, score, document}, …], usage, receipt}.")
+@json_option("Print one JSON document: {ranking: [{index, score, document}, …], truncated, usage, receipt}.")
 @no_start_option(hidden=True)
 @click.pass_obj
 def command(
@@ -66,6 +72,7 @@ def document(documents: Sequence[str], ranking: Ranking) -> dict[str, object]:
     """The ranking for a program, each with its document beside its number."""
     return {
         "ranking": [{**plain_map(ranked), "document": _said(documents, ranked.index)} for ranked in ranking.ranking],
+        "truncated": ranking.truncated,
         "usage": ranking.usage,
         "receipt": ranking.receipt,
     }

@@ -280,6 +280,9 @@ class EmbedParams:
     """One vector each."""
     normalize: bool = True
     """Make each vector one of length 1."""
+    truncate_to: Annotated[int, Bounds(1, COUNT_MAX)] | None = None
+    """Cut longer texts to so many tokens, special ones counted, or to what the model takes; unset: a text that is
+    longer than that is an error."""
 
 
 @record
@@ -290,7 +293,10 @@ class EmbedResult:
     """Vectors."""
     dimensions: Count
     """Of each."""
+    truncated: tuple[Count, ...] = ()
+    """The texts, from 0, that were cut."""
     usage: Usage = Usage()
+    timings: Timings = Timings()
 
 
 @record
@@ -303,6 +309,9 @@ class RerankParams:
     """What may answer it."""
     top: Count | None = None
     """Only so many of the best; unset: all."""
+    truncate_to: Annotated[int, Bounds(1, COUNT_MAX)] | None = None
+    """Cut documents that are, with the query, longer than so many tokens; unset: one that is longer than the model
+    takes is an error."""
 
 
 @record
@@ -320,7 +329,10 @@ class RerankResult:
     """The documents, best first."""
 
     ranking: tuple[Ranked, ...] = ()
+    truncated: tuple[Count, ...] = ()
+    """The documents, from 0, that were cut."""
     usage: Usage = Usage()
+    timings: Timings = Timings()
 
 
 @record

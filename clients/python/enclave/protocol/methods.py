@@ -136,8 +136,8 @@ _ROWS = (
     _worker("infill", InfillParams, GenerateResult, TextChunk),
     _worker("prefix", PrefixParams, PrefillResult, None),
     _worker("prefill", PrefillParams, PrefillResult, None),
-    _worker("embed", EmbedParams, EmbedResult, None),
-    _worker("rerank", RerankParams, RerankResult, None),
+    _worker("embed", EmbedParams, EmbedResult, None, built=True),
+    _worker("rerank", RerankParams, RerankResult, None, built=True),
     Method(
         "tokenize",
         TokenizeParams,
