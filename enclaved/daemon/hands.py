@@ -38,7 +38,7 @@ from enclaved.core.reasons import Reason, Why
 from enclaved.core.state import State
 from enclaved.daemon.broker import Call, Client, refusal_of
 from enclaved.daemon.clock import Clock
-from enclaved.daemon.models import KnownModel, Models
+from enclaved.daemon.models import KnownModel, Models, open_files
 from enclaved.daemon.refusal import RefusalError
 from enclaved.daemon.reports import count_in, memory_in, numbers_in, refusal_in, seconds_in, walls_in
 from enclaved.daemon.supervisor import (
@@ -410,7 +410,7 @@ class WorkerHands:
             kv_type=need.kv_type,  # pyright: ignore[reportArgumentType] - it came from a placement
             flash_attention=need.flash_attention,
         )
-        files = self._models.open_files(known)
+        files = open_files(known.entry, known.identity)
         try:
             message = LoadMessage(
                 model=known.entry.name,

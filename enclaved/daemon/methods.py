@@ -49,7 +49,7 @@ from enclaved.daemon.catalog import OwnNames
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.hands import WorkerHands
-from enclaved.daemon.models import Models
+from enclaved.daemon.models import Models, open_files
 from enclaved.daemon.needs import backends_of
 from enclaved.daemon.news import News
 from enclaved.daemon.refusal import RefusalError
@@ -120,6 +120,11 @@ class Methods:
             "scheduler.why": self._why,
         }
         """Those that wait for something. Bytes are a body that is written already."""
+        self._relays: dict[str, Callable[[Call], Awaitable[bytes]]] = {
+            "tokenize": self._use_vocabulary,
+            "detokenize": self._use_vocabulary,
+        }
+        """Those whose bodies are for a child to read, and to write."""
         self._asks: dict[str, Callable[[Call, Any, float | None], Awaitable[None]]] = {"instances.load": self._load}
         """Those that the core ends, as it does all that run a model."""
         self._telling = asyncio.Lock()
@@ -152,6 +157,8 @@ class Methods:
                     result = await answer(call, _params_of(call))
                     body = result if isinstance(result, bytes) else write_body(result)
                     call.result(Result(id=call.request.id, body=body))
+                elif (relay := self._relays.get(call.request.method)) is not None:
+                    call.result(Result(id=call.request.id, body=await relay(call)))
                 elif (ask := self._asks.get(call.request.method)) is not None:
                     await ask(call, _params_of(call), deadline_at)
                 else:
@@ -242,6 +249,20 @@ class Methods:
     async def _list_models(self, call: Call, params: Empty) -> bytes:
         models = await self._news.models()
         return await asyncio.to_thread(lambda: write_body(ModelsResult(models=tuple(models))))
+
+    async def _use_vocabulary(self, call: Call) -> bytes:
+        request = call.request
+        entry, backend = await self._models.choose(request.model, request.backend)
+        if backend.vocabulary is None:
+            message = f"the backend {backend.name} opens no vocabulary on its own"
+            raise RefusalError("unsupported", message, hint="Choose a model of another backend.", field="model")
+        body = call.take_body()
+        files = await asyncio.to_thread(open_files, entry)
+        try:
+            return await self._supervisor.use_vocabulary(entry.name, backend.vocabulary, files, request.method, body)
+        finally:
+            for _, _, descriptor, _ in files:
+                os.close(descriptor)
 
     async def _model_infos(self) -> list[ModelInfo]:
         entries = await self._models.catalog.models()

@@ -170,20 +170,22 @@ class Models:
             if key not in in_use:
                 del self._known[key]
 
-    def open_files(self, known: KnownModel) -> list[tuple[str, str, int, int]]:
-        """(role, name, descriptor, size in bytes) of each file, opened; the caller closes them. Raises RefusalError."""
-        files: list[tuple[str, str, int, int]] = []
-        try:
-            for number, file in enumerate(known.entry.files):
-                descriptor, identity = open_model_file(file.path)
-                files.append((file.role, file.name, descriptor, identity.size_bytes))
-                if number == 0 and known.identity not in (None, identity):
-                    raise RefusalError("model_unreadable", f"{file.path}: the file was replaced; ask again")
-        except RefusalError:
-            for _, _, descriptor, _ in files:
-                os.close(descriptor)
-            raise
-        return files
+
+def open_files(entry: ModelEntry, identity: FileIdentity | None = None) -> list[tuple[str, str, int, int]]:
+    """(role, name, descriptor, size in bytes) of each file, opened; the caller closes them. `identity`: of the first,
+    which is to be still that one. Raises RefusalError."""
+    files: list[tuple[str, str, int, int]] = []
+    try:
+        for number, file in enumerate(entry.files):
+            descriptor, found = open_model_file(file.path)
+            files.append((file.role, file.name, descriptor, found.size_bytes))
+            if number == 0 and identity not in (None, found):
+                raise RefusalError("model_unreadable", f"{file.path}: the file was replaced; ask again")
+    except RefusalError:
+        for _, _, descriptor, _ in files:
+            os.close(descriptor)
+        raise
+    return files
 
 
 def _measurable(need: Need) -> tuple[ModelKey, int, int, str]:

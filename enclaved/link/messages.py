@@ -94,6 +94,24 @@ class ReadHeader:
 
 
 @dataclass(frozen=True)
+class UseVocabulary:
+    """Daemon → inspector: answer a request with a model's vocabulary alone. The body is the client's, unread by the
+    daemon. One descriptor a file comes along, in the order of `files`."""
+
+    job: int
+    opener: str
+    """`module:function` of the backend."""
+    files: list[list[str | int]]
+    """`[role, name, size in bytes]` each."""
+    method: str
+    body: bytes
+
+    @property
+    def descriptors(self) -> int:
+        return len(self.files)
+
+
+@dataclass(frozen=True)
 class Probe:
     """Daemon → any child: try to get out of the sandbox in these ways and say what happened."""
 
@@ -225,6 +243,25 @@ class HeaderRefused:
 
 
 @dataclass(frozen=True)
+class VocabularyUsed:
+    """Inspector → daemon: the body of a request's result."""
+
+    job: int
+    body: bytes
+
+
+@dataclass(frozen=True)
+class VocabularyRefused:
+    """Inspector → daemon: why there is no answer."""
+
+    job: int
+    code: str
+    message: str
+    field: str | None
+    """Of the request, when that is what is wrong."""
+
+
+@dataclass(frozen=True)
 class Probed:
     """Child → daemon: what each attempt to get out came to."""
 
@@ -238,7 +275,7 @@ class Pong:
     number: int
 
 
-ToChild = Load | Submit | Cancel | Pause | Resume | SetThreads | ReadHeader | Probe | Ping
+ToChild = Load | Submit | Cancel | Pause | Resume | SetThreads | ReadHeader | UseVocabulary | Probe | Ping
 FromChild = (
     Hello
     | Warm
@@ -253,13 +290,16 @@ FromChild = (
     | Failed
     | HeaderRead
     | HeaderRefused
+    | VocabularyUsed
+    | VocabularyRefused
     | Probed
     | Pong
 )
 Message = ToChild | FromChild
 
 _TO_CHILD: dict[str, type[ToChild]] = {
-    cls.__name__: cls for cls in (Load, Submit, Cancel, Pause, Resume, SetThreads, ReadHeader, Probe, Ping)
+    cls.__name__: cls
+    for cls in (Load, Submit, Cancel, Pause, Resume, SetThreads, ReadHeader, UseVocabulary, Probe, Ping)
 }
 _FROM_CHILD: dict[str, type[FromChild]] = {
     cls.__name__: cls
@@ -277,6 +317,8 @@ _FROM_CHILD: dict[str, type[FromChild]] = {
         Failed,
         HeaderRead,
         HeaderRefused,
+        VocabularyUsed,
+        VocabularyRefused,
         Probed,
         Pong,
     )
@@ -285,7 +327,7 @@ _FROM_CHILD: dict[str, type[FromChild]] = {
 
 def descriptors_of(message: Message) -> int:
     """How many file descriptors travel with a message."""
-    return message.descriptors if isinstance(message, (Load, ReadHeader)) else 0
+    return message.descriptors if isinstance(message, (Load, ReadHeader, UseVocabulary)) else 0
 
 
 def encode(message: Message) -> bytes:

@@ -262,6 +262,9 @@ class Vocabulary(ABC):
     def ends_generation(self, token: Token) -> bool:
         """Whether the model means 'finished' by this token. Raises ValueError for an id outside the vocabulary."""
 
+    def close(self) -> None:  # noqa: B027 - most hold nothing of their own
+        """Gives back what it holds, where it was opened on its own; an engine's is the engine's."""
+
 
 class Engine(ABC):
     """A loaded model."""

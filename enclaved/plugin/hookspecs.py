@@ -34,6 +34,9 @@ class Backend(ABC):
     header_reader: str | None = None
     """`module:function` `(file: BinaryIO, size_bytes: int) -> ModelHeader`, imported in the inspector only.
     It raises `HeaderError` for whatever is no model of this backend."""
+    vocabulary: str | None = None
+    """`module:function` `(files: Sequence[OpenFile]) -> Vocabulary`, imported in an inspector only: opens a model's
+    vocabulary without its weights. It raises `EngineError` for what it cannot read, and closes no descriptor."""
     preload: tuple[str, ...] = ()
     """Modules that a spare worker imports while it waits for a model."""
     process_bytes: int = 16 * 2**20

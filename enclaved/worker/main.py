@@ -18,7 +18,7 @@ from enclaved.sandbox.enter import SandboxError, Walls, enter
 from enclaved.sandbox.profile import python_profile
 
 if TYPE_CHECKING:
-    from enclaved.link.messages import Load, ReadHeader, ToChild
+    from enclaved.link.messages import Load, ReadHeader, ToChild, UseVocabulary
     from enclaved.sandbox.tables import ChildKind
     from enclaved.worker.channel import Channel
     from enclaved.worker.loop import EngineLoop
@@ -80,7 +80,7 @@ class _Child:
         from queue import SimpleQueue
 
         self._channel = channel
-        self._jobs: SimpleQueue[tuple[Load | ReadHeader, list[int]]] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[Load | ReadHeader | UseVocabulary, list[int]]] = SimpleQueue()
         self._loop: EngineLoop | None = None
         self._early: list[Any] = []
         """Commands for the engine that came before it was there; the daemon only sends such after `Loaded`, except to
@@ -89,10 +89,10 @@ class _Child:
 
     def handle(self, message: ToChild, descriptors: list[int]) -> None:
         """Takes a message in the reader thread; what takes long is left to the main thread."""
-        from enclaved.link.messages import Load, Ping, Probe, Probed, ReadHeader
+        from enclaved.link.messages import Load, Ping, Probe, Probed, ReadHeader, UseVocabulary
 
         match message:
-            case Load() | ReadHeader():
+            case Load() | ReadHeader() | UseVocabulary():
                 self._jobs.put((message, descriptors))
             case Probe():
                 from enclaved.sandbox.probes import run
@@ -125,15 +125,23 @@ class _Child:
 
     def run(self) -> None:
         """Works through the jobs; a `Load` is the last, since the model stays until the process ends."""
-        from enclaved.link.messages import Load
-        from enclaved.worker.inspect import read_header
+        from enclaved.link.messages import Load, UseVocabulary
 
+        vocabularies = None
         while True:
             job, descriptors = self._jobs.get()
             if isinstance(job, Load):
                 self._load_and_run(job, descriptors)
                 return
-            self._channel.send(read_header(job, descriptors[0]))
+            if isinstance(job, UseVocabulary):
+                from enclaved.worker.vocabularies import Vocabularies
+
+                vocabularies = vocabularies or Vocabularies()
+                self._channel.send(vocabularies.answer(job, descriptors))
+            else:
+                from enclaved.worker.inspect import read_header
+
+                self._channel.send(read_header(job, descriptors[0]))
 
     def _load_and_run(self, job: Load, descriptors: list[int]) -> None:
         from enclaved.link.messages import Loaded, LoadFailed

@@ -39,7 +39,7 @@ COMMANDS: dict[str, str] = {
 }
 """Name and one sentence of every command, in the order of `enclave --help`."""
 
-NOT_BUILT = frozenset({"infill", "tokenize", "render", "pull", "downloads"})
+NOT_BUILT = frozenset({"infill", "render", "pull", "downloads"})
 """Those whose methods the daemon of this release answers with `unsupported`."""
 
 _SUGGESTION_COLUMNS_MAX = 60

@@ -255,9 +255,12 @@ class AsyncClient:
         """Order documents by how well they answer a query."""
         return await self._ask(calls.rerank(named(model), query, documents, top, options))
 
-    async def tokenize(self, model: ModelName, text: str, *, special: bool = True) -> list[int]:
-        """A text's token ids; `special` adds those that the vocabulary asks for."""
-        return list((await self._ask(calls.tokenize(named(model), text, special))).tokens)
+    async def tokenize(
+        self, model: ModelName, text: str, *, special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """A text's token ids; `special` adds those that the vocabulary asks for; with `parse_special`, markers in
+        the text, such as `<s>`, become theirs."""
+        return list((await self._ask(calls.tokenize(named(model), text, special, parse_special))).tokens)
 
     async def detokenize(self, model: ModelName, tokens: Sequence[int]) -> str:
         """The text of token ids."""

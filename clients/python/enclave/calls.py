@@ -238,9 +238,10 @@ def rerank(model: str, query: str, documents: Sequence[str], top: int | None, op
     return _call("rerank", model, RerankParams, params, options)
 
 
-def tokenize(model: str, text: str, special: bool) -> Call:
+def tokenize(model: str, text: str, special: bool, parse_special: bool = False) -> Call:
     """Text to token ids."""
-    return _call("tokenize", model, TokenizeParams, {"text": _text("text", text), "special": special}, {})
+    params = {"text": _text("text", text), "special": special, "parse_special": parse_special}
+    return _call("tokenize", model, TokenizeParams, params, {})
 
 
 def detokenize(model: str, tokens: Sequence[int]) -> Call:

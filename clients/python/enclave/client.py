@@ -276,9 +276,10 @@ class Client:
         """Order documents by how well they answer a query."""
         return self._ask(calls.rerank(named(model), query, documents, top, options))
 
-    def tokenize(self, model: ModelName, text: str, *, special: bool = True) -> list[int]:
-        """A text's token ids; `special` adds those that the vocabulary asks for."""
-        return list(self._ask(calls.tokenize(named(model), text, special)).tokens)
+    def tokenize(self, model: ModelName, text: str, *, special: bool = True, parse_special: bool = False) -> list[int]:
+        """A text's token ids; `special` adds those that the vocabulary asks for; with `parse_special`, markers in
+        the text, such as `<s>`, become theirs."""
+        return list(self._ask(calls.tokenize(named(model), text, special, parse_special)).tokens)
 
     def detokenize(self, model: ModelName, tokens: Sequence[int]) -> str:
         """The text of token ids."""

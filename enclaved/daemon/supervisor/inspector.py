@@ -1,23 +1,57 @@
-"""The child that reads headers of model files, started when first needed and again when it has died."""
+"""The child that looks into model files, started when first needed and again when it has died.
+
+There are two of them, alike but for what they are asked: one reads headers, the other keeps vocabularies open. So a
+long text holds up no header, and a vocabulary that ends its reader takes no header with it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from enclaved.daemon.refusal import RefusalError
 from enclaved.daemon.supervisor.child import Child, ChildEndedError, WallsMissingError
-from enclaved.link.messages import FromChild, HeaderRead, HeaderRefused, ReadHeader
+from enclaved.link.framing import FRAME_BYTES_MAX
+from enclaved.link.messages import (
+    FromChild,
+    HeaderRead,
+    HeaderRefused,
+    ReadHeader,
+    UseVocabulary,
+    VocabularyRefused,
+    VocabularyUsed,
+)
 from enclaved.link.packing import pack
 from enclaved.plugin.model import HEADER_BYTES_MAX, ModelHeader
 from enclaved.plugin.plain import from_plain
 
 HEADER_SECONDS_MAX = 20.0
 """A header takes a tenth of a second; a file that keeps its reader busy for this long is hostile."""
+VOCABULARY_SECONDS_MAX = 60.0
+"""The largest text that a request may bring takes some seconds."""
+TEXT_BYTES_MAX = FRAME_BYTES_MAX // 4
+"""Of a body to or from a vocabulary: its message, and an answer a few times as large, fit a frame of the link."""
+CODES = frozenset({"bad_request", "unsupported", "too_large", "bad_model_file"})
+"""What a vocabulary's reader may refuse with."""
+
+_A = TypeVar("_A", bound=FromChild)
+
+
+class _TookTooLongError(Exception):
+    """The child was busy for too long, and has been ended."""
+
+
+class _DiedError(Exception):
+    """The child died over its job. `tail`: the last words on its stderr."""
+
+    def __init__(self, tail: str) -> None:
+        super().__init__(tail)
+        self.tail = tail
 
 
 class Inspector:
-    """Reads headers one after the other in a child of its own, so that a hostile file costs the others only time."""
+    """Does one job after the other in a child of its own, so that a hostile file costs the others only time."""
 
     def __init__(self, start: Callable[[], Child], loop: asyncio.AbstractEventLoop) -> None:
         self._start = start
@@ -40,58 +74,113 @@ class Inspector:
     async def read_header(self, name: str, reader: str, descriptor: int) -> ModelHeader:
         """The header of an open file. Raises RefusalError: `bad_model_file`, `internal`, `shutting_down`."""
         async with self._turn:
-            return await self._read_header(name, reader, descriptor)
-
-    async def _read_header(self, name: str, reader: str, descriptor: int) -> ModelHeader:
-        if self._closed:
-            raise RefusalError("shutting_down", "The daemon is about to end.")
-        try:
-            child = self.warm_up()
-        except OSError as error:
-            raise RefusalError("internal", f"the reader of headers could not be started: {error}") from error
-        self._number += 1
-        job = ReadHeader(self._number, reader)
-        answer: asyncio.Future[FromChild] = self._loop.create_future()
-        self._jobs[job.job] = answer
-        sent = False
-        try:
-            await child.wait_greeted()
-            child.send(job, [descriptor])
-            sent = True
-            message = await asyncio.wait_for(answer, HEADER_SECONDS_MAX)
-        except TimeoutError:
-            child.kill()
-            raise RefusalError(
-                "bad_model_file", f"{name}: its header took longer than {HEADER_SECONDS_MAX:.0f} s"
-            ) from None
-        except OSError as error:
-            raise RefusalError("internal", f"the file could not be handed to the reader: {error}") from error
-        except ChildEndedError as ended:
-            if self._closed:
-                raise RefusalError("shutting_down", "The daemon is about to end.") from ended
-            if not sent:
+            try:
+                message = await self._ask(
+                    lambda job: ReadHeader(job, reader), [descriptor], HEADER_SECONDS_MAX, (HeaderRead, HeaderRefused)
+                )
+            except _TookTooLongError:
                 raise RefusalError(
-                    "internal", "the reader of headers could not be started", detail=ended.tail
-                ) from ended
-            raise RefusalError(
-                "bad_model_file", f"{name}: reading its header ended the reader", detail=ended.tail
-            ) from ended
-        except WallsMissingError as error:
-            raise RefusalError("internal", f"the reader of headers is not sandboxed: {error}") from error
-        finally:
-            self._jobs.pop(job.job, None)
-            if not answer.cancel() and not answer.cancelled():
-                answer.exception()  # marks it as seen, whoever told the caller
-        if isinstance(message, HeaderRead):
+                    "bad_model_file", f"{name}: its header took longer than {HEADER_SECONDS_MAX:.0f} s"
+                ) from None
+            except _DiedError as died:
+                raise RefusalError(
+                    "bad_model_file", f"{name}: reading its header ended the reader", detail=died.tail
+                ) from died
+            if isinstance(message, HeaderRefused):
+                raise RefusalError("bad_model_file", f"{name}: {message.message}")
             if len(pack(message.header)) > HEADER_BYTES_MAX:
-                child.kill()
+                self.warm_up().kill()
                 raise RefusalError("bad_model_file", f"{name}: its header is larger than {HEADER_BYTES_MAX:,} bytes")
             try:
                 return from_plain(ModelHeader, message.header)
             except ValueError as error:
                 raise RefusalError("bad_model_file", f"{name}: its header makes no sense: {error}") from error
-        assert isinstance(message, HeaderRefused)
-        raise RefusalError("bad_model_file", f"{name}: {message.message}")
+
+    async def use_vocabulary(
+        self, name: str, opener: str, files: Sequence[tuple[str, str, int, int]], method: str, body: bytes
+    ) -> bytes:
+        """The result's body of `tokenize` or `detokenize`, from the request's, which is for the child alone to read.
+
+        `files`: (role, name, descriptor, size in bytes) each. Raises RefusalError: what the child refuses with, and
+        `bad_model_file`, `internal`, `shutting_down`, `too_large`.
+        """
+        if len(body) > TEXT_BYTES_MAX:
+            raise RefusalError(
+                "too_large",
+                f"the body has {len(body):,} bytes; for {method}, at most {TEXT_BYTES_MAX:,} are allowed",
+                field="body",
+                numbers={"size": len(body), "size_max": TEXT_BYTES_MAX},
+            )
+        listed: list[list[str | int]] = [[role, file, size] for role, file, _, size in files]
+        async with self._turn:
+            try:
+                message = await self._ask(
+                    lambda job: UseVocabulary(job, opener, listed, method, body),
+                    [descriptor for _, _, descriptor, _ in files],
+                    VOCABULARY_SECONDS_MAX,
+                    (VocabularyUsed, VocabularyRefused),
+                )
+            except _TookTooLongError:
+                raise RefusalError(
+                    "bad_model_file", f"{name}: its vocabulary took longer than {VOCABULARY_SECONDS_MAX:.0f} s"
+                ) from None
+            except _DiedError as died:
+                raise RefusalError(
+                    "bad_model_file", f"{name}: its vocabulary ended the reader", detail=died.tail
+                ) from died
+        if isinstance(message, VocabularyRefused):
+            code = message.code if message.code in CODES else "internal"
+            text = f"{name}: {message.message}" if code in ("bad_model_file", "internal") else message.message
+            raise RefusalError(code, text, field=message.field)
+        return message.body
+
+    async def _ask(
+        self,
+        job_of: Callable[[int], ReadHeader | UseVocabulary],
+        descriptors: Sequence[int],
+        seconds_max: float,
+        kinds: tuple[type[_A], ...],
+    ) -> _A:
+        """Raises RefusalError (`internal`, `shutting_down`), _TookTooLongError, _DiedError."""
+        if self._closed:
+            raise RefusalError("shutting_down", "The daemon is about to end.")
+        try:
+            child = self.warm_up()
+        except OSError as error:
+            raise RefusalError("internal", f"the reader of model files could not be started: {error}") from error
+        self._number += 1
+        job = job_of(self._number)
+        answer: asyncio.Future[FromChild] = self._loop.create_future()
+        self._jobs[job.job] = answer
+        sent = False
+        try:
+            await child.wait_greeted()
+            child.send(job, list(descriptors))
+            sent = True
+            message = await asyncio.wait_for(answer, seconds_max)
+        except TimeoutError:
+            child.kill()
+            raise _TookTooLongError from None
+        except OSError as error:
+            raise RefusalError("internal", f"the file could not be handed to its reader: {error}") from error
+        except ChildEndedError as ended:
+            if self._closed:
+                raise RefusalError("shutting_down", "The daemon is about to end.") from ended
+            if not sent:
+                raise RefusalError(
+                    "internal", "the reader of model files could not be started", detail=ended.tail
+                ) from ended
+            raise _DiedError(ended.tail) from ended
+        except WallsMissingError as error:
+            raise RefusalError("internal", f"the reader of model files is not sandboxed: {error}") from error
+        finally:
+            self._jobs.pop(job.job, None)
+            if not answer.cancel() and not answer.cancelled():
+                answer.exception()  # marks it as seen, whoever told the caller
+        if not isinstance(message, kinds):
+            child.kill()
+            raise RefusalError("internal", "the reader of model files answered something else")
+        return message
 
     async def close(self, seconds: float) -> None:
         """Ends the child; there is no other afterwards."""
@@ -100,7 +189,7 @@ class Inspector:
             await self._child.stop(seconds)
 
     def _received(self, message: FromChild) -> None:
-        if isinstance(message, (HeaderRead, HeaderRefused)):
+        if isinstance(message, (HeaderRead, HeaderRefused, VocabularyUsed, VocabularyRefused)):
             answer = self._jobs.get(message.job)
             if answer is not None and not answer.done():
                 answer.set_result(message)

@@ -62,12 +62,20 @@ class Supervisor:
         self._spare: Worker | None = None
         self._lent: set[Worker] = set()
         packages = tuple(dict.fromkeys(package for backend in backends.values() for package in backend.packages))
-        self._inspector = Inspector(lambda: self._child(ChildSpec("inspector", OWN_PACKAGES + packages)), loop)
+        self._inspector, self._tokeniser = (
+            Inspector(lambda: self._child(ChildSpec("inspector", OWN_PACKAGES + packages)), loop) for _ in range(2)
+        )
         self._closed = False
 
     async def read_header(self, name: str, reader: str, descriptor: int) -> ModelHeader:
         """The header of an open file, read in the inspector. Raises RefusalError."""
         return await self._inspector.read_header(name, reader, descriptor)
+
+    async def use_vocabulary(
+        self, name: str, opener: str, files: Sequence[tuple[str, str, int, int]], method: str, body: bytes
+    ) -> bytes:
+        """The result's body of `tokenize` or `detokenize`, made in an inspector. Raises RefusalError."""
+        return await self._tokeniser.use_vocabulary(name, opener, files, method, body)
 
     def start_spare(self) -> None:
         """Starts a spare worker, when the settings want one."""
@@ -153,7 +161,11 @@ class Supervisor:
         workers = [*self._lent, *([self._spare] if self._spare is not None else [])]
         self._spare = None
         seconds = self._settings.stop_seconds_max
-        await asyncio.gather(self._inspector.close(seconds), *(worker.child.stop(seconds) for worker in workers))
+        await asyncio.gather(
+            self._inspector.close(seconds),
+            self._tokeniser.close(seconds),
+            *(worker.child.stop(seconds) for worker in workers),
+        )
 
     def _start(self, backend: str) -> Worker:
         light = self._backends[backend]

@@ -26,6 +26,7 @@ from enclaved.plugin.engine import (
     LoadRequest,
     MemoryUse,
     NoRoomError,
+    OpenFile,
     Placement,
     Run,
     Sampled,
@@ -73,6 +74,11 @@ class ByteVocabulary(Vocabulary):
     def _check(self, token: Token) -> None:
         if not 0 <= token < VOCABULARY_SIZE:
             raise ValueError(f"token {token} is not in the vocabulary of {VOCABULARY_SIZE}")
+
+
+def open_vocabulary(files: Sequence[OpenFile]) -> ByteVocabulary:
+    """The one vocabulary that all fake models have."""
+    return ByteVocabulary()
 
 
 @dataclass

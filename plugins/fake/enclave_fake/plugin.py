@@ -37,6 +37,7 @@ class FakeBackend(Backend):
 
     name = "fake"
     engine = "enclave_fake.engine:FakeEngine"
+    vocabulary = "enclave_fake.engine:open_vocabulary"
     preload = ("enclave_fake.engine",)
     packages = ("enclave_fake",)
 

@@ -7,11 +7,14 @@ the vocabulary, so any thread may call them; `close` is the engine's, after the 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import llama_cpp
 
-from enclaved.plugin.engine import EngineError, Token, Vocabulary
+from enclave_llama_cpp.log import captured_load
+from enclave_llama_cpp.stream import FileStream
+from enclaved.plugin.engine import EngineError, OpenFile, Token, Vocabulary
 
 TEXT_BYTES_MAX = 256 * 1024 * 1024
 """Well below the 2^31 at which llama.cpp's own lengths overflow."""
@@ -93,3 +96,37 @@ class LlamaCppVocabulary(Vocabulary):
         if self._pointer is None:
             raise EngineError("the model has been unloaded")
         return self._pointer
+
+
+class OpenedVocabulary(LlamaCppVocabulary):
+    """A vocabulary without its model: of a file whose weights were not loaded, or that has none."""
+
+    def __init__(self, model: Any, stream: FileStream) -> None:
+        super().__init__(llama_cpp.llama_model_get_vocab(model))
+        self._model: Any = model
+        self._stream = stream
+
+    def close(self) -> None:
+        super().close()
+        if self._model is not None:
+            llama_cpp.llama_model_free(self._model)
+            self._model = None
+            self._stream.close()
+
+
+def open_vocabulary(files: Sequence[OpenFile]) -> OpenedVocabulary:
+    """The vocabulary of a GGUF file, the rest of which is not read. Raises EngineError."""
+    weights = [file for file in files if file.role == "weights"]
+    if not weights:
+        raise EngineError("the model has no GGUF file")
+    llama_cpp.llama_backend_init()
+    stream = FileStream(weights[0].descriptor)
+    params = llama_cpp.llama_model_default_params()
+    params.vocab_only = True
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE  # there is nothing to map
+    with captured_load() as log:
+        model: Any = llama_cpp.llama_model_load_from_file_ptr(cast("Any", stream.pointer), params)
+    if not model:
+        stream.close()
+        raise EngineError(f"its vocabulary cannot be read: {log.reason}")
+    return OpenedVocabulary(model, stream)

@@ -14,7 +14,7 @@ from enclaved.core.events import Wish
 from enclaved.core.ids import ModelKey
 from enclaved.daemon.catalog import Catalog, HeaderCache
 from enclaved.daemon.catalog.headers import ReadHeader
-from enclaved.daemon.models import KNOWN_MAX, READINGS_MAX, Models
+from enclaved.daemon.models import KNOWN_MAX, READINGS_MAX, Models, open_files
 from enclaved.daemon.needs import InstanceSettings
 from enclaved.daemon.refusal import RefusalError
 from enclaved.plugin.model import ModelEntry, ModelHeader
@@ -158,14 +158,14 @@ async def test_when_one_of_several_files_is_missing_none_stays_open(tmp_path: Pa
         path.write_text("x")
     models = _models(an_entry(*map(str, paths), name="many"))
     known = models.known(await _key(models, "many"))
-    files = models.open_files(known)
+    files = open_files(known.entry, known.identity)
     assert [name for _, name, _, _ in files] == ["0.gguf", "1.gguf", "2.gguf"]
     for _, _, descriptor, _ in files:
         os.close(descriptor)
     paths[2].unlink()
     before = _open_descriptors()
     with pytest.raises(RefusalError):
-        models.open_files(known)
+        open_files(known.entry, known.identity)
     assert _open_descriptors() == before
 
 
@@ -176,5 +176,5 @@ async def test_a_file_that_was_replaced_since_its_header_was_read_is_not_loaded_
     known = models.known(await _key(models, str(path)))
     _replace(path, "two!")
     with pytest.raises(RefusalError) as refused:
-        models.open_files(known)
+        open_files(known.entry, known.identity)
     assert refused.value.code == "model_unreadable"

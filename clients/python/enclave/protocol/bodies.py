@@ -342,6 +342,8 @@ class TokenizeParams:
     text: str
     special: bool = True
     """Whether the special tokens that the vocabulary asks for (BOS, EOS) are added."""
+    parse_special: bool = False
+    """Whether markers in the text, such as `<s>`, become their token, instead of being text."""
 
 
 @record

@@ -145,7 +145,6 @@ _ROWS = (
         None,
         AnsweredBy.INSPECTOR,
         Right.USE,
-        built=False,
         wants_model=True,
     ),
     Method(
@@ -155,7 +154,6 @@ _ROWS = (
         None,
         AnsweredBy.INSPECTOR,
         Right.USE,
-        built=False,
         wants_model=True,
     ),
     Method("render", RenderParams, RenderResult, None, AnsweredBy.INSPECTOR, Right.USE, built=False, wants_model=True),
