@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks import first_token, idle_memory, wire
+from benchmarks import engine, first_token, idle_memory, wire
 
-BENCHMARKS = {"first_token": first_token.run, "idle_memory": idle_memory.run, "wire": wire.run}
+BENCHMARKS = {"engine": engine.run, "first_token": first_token.run, "idle_memory": idle_memory.run, "wire": wire.run}
 
 
 def main() -> None:

@@ -49,9 +49,10 @@ from enclaved.daemon.catalog import OwnNames
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.hands import WorkerHands
-from enclaved.daemon.models import Models, open_files
+from enclaved.daemon.models import Models, while_open
 from enclaved.daemon.needs import backends_of
 from enclaved.daemon.news import News
+from enclaved.daemon.readahead import read_ahead
 from enclaved.daemon.refusal import RefusalError
 from enclaved.daemon.supervisor import Supervisor
 from enclaved.plugin.hookspecs import Backend
@@ -61,6 +62,9 @@ from enclaved.plugin.model import ModelEntry, ModelHeader
 OWN_BODY_BYTES_MAX = 64 * 1024
 """Of a request that the daemon answers itself. Its body is read in the loop that serves everybody; the largest that
 makes sense holds two names, of up to four bytes a character."""
+VOCABULARY_REQUESTS_MAX = 4
+"""Whose bodies are taken and whose files are open at once. Their inspector does one after the other; while one of them
+is being opened on a slow disk, others go on."""
 
 T = TypeVar("T")
 
@@ -127,6 +131,8 @@ class Methods:
         """Those whose bodies are for a child to read, and to write."""
         self._asks: dict[str, Callable[[Call, Any, float | None], Awaitable[None]]] = {"instances.load": self._load}
         """Those that the core ends, as it does all that run a model."""
+        self._may_use_vocabulary = asyncio.Semaphore(VOCABULARY_REQUESTS_MAX)
+        self._reading_ahead: set[asyncio.Future[None]] = set()
         self._telling = asyncio.Lock()
         """A story is long: one is told at a time."""
 
@@ -203,6 +209,8 @@ class Methods:
             # The worker can import its libraries while the header is read and the core decides.
             self._supervisor.prepare(backend.name)
         need = await self._models.need(entry, backend, wish)
+        if not any(i.need.model == need.model for i in self._conductor.state.instances.values()):
+            self._read_ahead(entry)
         if call.wants_cancel:  # in the very turn in which this came back: from here on the core ends it
             raise refusal_of(Reason(Why.CANCELLED))
         priority: Priority = (call.request.priority or call.client.priority).value
@@ -220,6 +228,12 @@ class Methods:
                 asker=str(call.client),
             )
         )
+
+    def _read_ahead(self, entry: ModelEntry) -> None:
+        """Nobody waits for it, and what becomes of it makes no difference to what a load says."""
+        task = asyncio.ensure_future(asyncio.to_thread(read_ahead, [file.path for file in entry.files]))
+        self._reading_ahead.add(task)
+        task.add_done_callback(self._reading_ahead.discard)
 
     async def _unload(self, call: Call, params: UnloadParams) -> UnloadResult:
         state = self._conductor.state
@@ -256,13 +270,10 @@ class Methods:
         if backend.vocabulary is None:
             message = f"the backend {backend.name} opens no vocabulary on its own"
             raise RefusalError("unsupported", message, hint="Choose a model of another backend.", field="model")
-        body = call.take_body()
-        files = await asyncio.to_thread(open_files, entry)
-        try:
-            return await self._supervisor.use_vocabulary(entry.name, backend.vocabulary, files, request.method, body)
-        finally:
-            for _, _, descriptor, _ in files:
-                os.close(descriptor)
+        use = self._supervisor.use_vocabulary
+        # Until then the body counts as one of the client's that wait.
+        async with self._may_use_vocabulary, while_open(entry) as files:
+            return await use(entry.name, backend.vocabulary, files, request.method, call.take_body())
 
     async def _model_infos(self) -> list[ModelInfo]:
         entries = await self._models.catalog.models()

@@ -7,7 +7,8 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Set
+from collections.abc import AsyncGenerator, Mapping, Set
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from enclaved.core.events import Need, Wish
@@ -182,10 +183,35 @@ def open_files(entry: ModelEntry, identity: FileIdentity | None = None) -> list[
             if number == 0 and identity not in (None, found):
                 raise RefusalError("model_unreadable", f"{file.path}: the file was replaced; ask again")
     except RefusalError:
-        for _, _, descriptor, _ in files:
-            os.close(descriptor)
+        _close(files)
         raise
     return files
+
+
+@asynccontextmanager
+async def while_open(entry: ModelEntry) -> AsyncGenerator[list[tuple[str, str, int, int]]]:
+    """What `open_files` gives, opened in a thread, since a file may lie on a disk that does not answer; and closed
+    afterwards, also when nobody waits any more while they are being opened. Raises RefusalError."""
+    opening = asyncio.ensure_future(asyncio.to_thread(open_files, entry))
+    try:
+        files = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_opened)
+        raise
+    try:
+        yield files
+    finally:
+        _close(files)
+
+
+def _close_opened(opening: asyncio.Future[list[tuple[str, str, int, int]]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        _close(opening.result())
+
+
+def _close(files: list[tuple[str, str, int, int]]) -> None:
+    for _, _, descriptor, _ in files:
+        os.close(descriptor)
 
 
 def _measurable(need: Need) -> tuple[ModelKey, int, int, str]:

@@ -74,7 +74,7 @@ def _enter(options: Options) -> Walls:
 
 
 class _Child:
-    """Waits for what it is to do: to load a model and run it, or to read headers."""
+    """Waits for what it is to do: to load a model and run it, or to read headers, or to answer with vocabularies."""
 
     def __init__(self, channel: Channel) -> None:
         from queue import SimpleQueue

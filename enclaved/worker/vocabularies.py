@@ -15,7 +15,6 @@ from enclave.protocol.codec import decode
 from enclave.protocol.errors import RemoteProtocolError
 from enclave.protocol.methods import write_body
 from enclave.protocol.packing import BODY_LIMITS, unpack
-from enclaved.link.framing import FRAME_BYTES_MAX
 from enclaved.link.messages import FromChild, UseVocabulary, VocabularyRefused, VocabularyUsed
 from enclaved.plugin.engine import EngineError, OpenFile, Token, Vocabulary
 from enclaved.plugin.model import FileRole, HeaderError
@@ -45,10 +44,7 @@ class Vocabularies:
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
-            body = write_body(answered(job.method, job.body, vocabulary))
-            if len(body) > FRAME_BYTES_MAX - 1024:
-                raise RefusedError("too_large", "the answer is too large for one message; ask in parts", field="body")
-            return VocabularyUsed(job.job, body)
+            return VocabularyUsed(job.job, _written(answered(job.method, job.body, vocabulary)))
         except RefusedError as refused:
             return _refused(job, refused.code, refused.message, refused.field)
         except (EngineError, HeaderError, ImportError, OSError) as error:
@@ -76,24 +72,58 @@ class Vocabularies:
 
 
 def answered(method: str, body: bytes, vocabulary: Vocabulary) -> TokenizeResult | DetokenizeResult:
-    """The result of `tokenize` or `detokenize`. Raises RefusedError, EngineError."""
+    """The result of `tokenize` or `detokenize`. Raises RefusedError."""
     try:
         plain: object = unpack(body, BODY_LIMITS, "body") if body else dict[str, object]()
         if method == "tokenize":
             params = decode(TokenizeParams, plain)
-            tokens = vocabulary.encode(params.text, add_special=params.special, parse_special=params.parse_special)
-            return TokenizeResult(tokens=tuple(tokens))
-        wanted = decode(DetokenizeParams, plain).tokens
+            return TokenizeResult(tokens=tuple(_encoded(params, vocabulary)))
+        return DetokenizeResult(text=_decoded(decode(DetokenizeParams, plain).tokens, vocabulary))
     except RemoteProtocolError as error:
         code = "bad_request" if error.code == "bad_message" else error.code
         raise RefusedError(code, error.message, field=error.field or "body") from error
+
+
+def _encoded(params: TokenizeParams, vocabulary: Vocabulary) -> list[Token]:
+    try:
+        tokens = vocabulary.encode(params.text, add_special=params.special, parse_special=params.parse_special)
+    except EngineError as error:
+        raise RefusedError("bad_request", f"text: {error}", field="text") from error
+    if len(tokens) > BODY_LIMITS.array_items:
+        raise _too_large(f"the text has {len(tokens):,} tokens, and {BODY_LIMITS.array_items:,} fit one answer")
+    return tokens
+
+
+def _decoded(wanted: Sequence[int], vocabulary: Vocabulary) -> str:
     wrong = next((index for index, token in enumerate(wanted) if token >= vocabulary.size), None)
     if wrong is not None:
         message = f"tokens[{wrong}]: token {wanted[wrong]} is outside the vocabulary of {vocabulary.size:,}"
         raise RefusedError("bad_request", message, field="tokens")
     detokeniser = Detokeniser()
-    pieces = [detokeniser.feed(vocabulary.piece(Token(token))) for token in wanted]
-    return DetokenizeResult(text="".join(pieces) + detokeniser.end())
+    texts: list[str] = []
+    length = 0
+    for token in wanted:
+        text = detokeniser.feed(vocabulary.piece(Token(token)))
+        length += len(text)
+        if length > BODY_LIMITS.frame_bytes:
+            raise _too_large(_TEXT_TOO_LONG)
+        texts.append(text)
+    return "".join([*texts, detokeniser.end()])
+
+
+def _written(result: TokenizeResult | DetokenizeResult) -> bytes:
+    """As one body, which a client may refuse when it is larger than a body may be."""
+    body = write_body(result)
+    if len(body) > BODY_LIMITS.frame_bytes:
+        raise _too_large(_TEXT_TOO_LONG)
+    return body
+
+
+_TEXT_TOO_LONG = f"the text is longer than the {BODY_LIMITS.frame_bytes:,} bytes that fit one answer"
+
+
+def _too_large(message: str) -> RefusedError:
+    return RefusedError("too_large", f"{message}; ask in parts", field="body")
 
 
 def _refused(job: UseVocabulary, code: str, reason: str, field: str | None = None) -> VocabularyRefused:

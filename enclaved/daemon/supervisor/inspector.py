@@ -32,6 +32,8 @@ VOCABULARY_SECONDS_MAX = 60.0
 """The largest text that a request may bring takes some seconds."""
 TEXT_BYTES_MAX = FRAME_BYTES_MAX // 4
 """Of a body to or from a vocabulary: its message, and an answer a few times as large, fit a frame of the link."""
+LEFT_SECONDS_MAX = 2.0
+"""How long a job that nobody waits for any more may keep the next one waiting; then its child is ended."""
 CODES = frozenset({"bad_request", "unsupported", "too_large", "bad_model_file"})
 """What a vocabulary's reader may refuse with."""
 
@@ -58,6 +60,8 @@ class Inspector:
         self._loop = loop
         self._child: Child | None = None
         self._jobs: dict[int, asyncio.Future[FromChild]] = {}
+        self._under_way: asyncio.Future[FromChild] | None = None
+        """The last job. It goes on when its asker has gone, since a child cannot be told to stop."""
         self._number = 0
         self._turn = asyncio.Lock()
         self._closed = False
@@ -142,45 +146,65 @@ class Inspector:
         kinds: tuple[type[_A], ...],
     ) -> _A:
         """Raises RefusalError (`internal`, `shutting_down`), _TookTooLongError, _DiedError."""
+        await self._wait_left()
         if self._closed:
             raise RefusalError("shutting_down", "The daemon is about to end.")
+        self._number += 1
+        job = job_of(self._number)
         try:
             child = self.warm_up()
         except OSError as error:
             raise RefusalError("internal", f"the reader of model files could not be started: {error}") from error
-        self._number += 1
-        job = job_of(self._number)
-        answer: asyncio.Future[FromChild] = self._loop.create_future()
-        self._jobs[job.job] = answer
-        sent = False
         try:
             await child.wait_greeted()
-            child.send(job, list(descriptors))
-            sent = True
-            message = await asyncio.wait_for(answer, seconds_max)
-        except TimeoutError:
-            child.kill()
-            raise _TookTooLongError from None
+            answer = self._jobs[job.job] = self._loop.create_future()
+            try:
+                child.send(job, list(descriptors))
+            except BaseException:
+                del self._jobs[job.job]
+                raise
         except OSError as error:
             raise RefusalError("internal", f"the file could not be handed to its reader: {error}") from error
         except ChildEndedError as ended:
             if self._closed:
                 raise RefusalError("shutting_down", "The daemon is about to end.") from ended
-            if not sent:
-                raise RefusalError(
-                    "internal", "the reader of model files could not be started", detail=ended.tail
-                ) from ended
-            raise _DiedError(ended.tail) from ended
+            raise RefusalError(
+                "internal", "the reader of model files could not be started", detail=ended.tail
+            ) from ended
         except WallsMissingError as error:
             raise RefusalError("internal", f"the reader of model files is not sandboxed: {error}") from error
-        finally:
-            self._jobs.pop(job.job, None)
-            if not answer.cancel() and not answer.cancelled():
-                answer.exception()  # marks it as seen, whoever told the caller
+        self._under_way = asyncio.ensure_future(self._answer(child, job.job, answer, seconds_max))
+        self._under_way.add_done_callback(_mark_seen)
+        message = await asyncio.shield(self._under_way)
         if not isinstance(message, kinds):
             child.kill()
             raise RefusalError("internal", "the reader of model files answered something else")
         return message
+
+    async def _answer(self, child: Child, job: int, answer: asyncio.Future[FromChild], seconds_max: float) -> FromChild:
+        """What the child says, whether the asker still waits or not. Raises as `_ask` does."""
+        try:
+            return await asyncio.wait_for(answer, seconds_max)
+        except TimeoutError:
+            child.kill()
+            raise _TookTooLongError from None
+        except ChildEndedError as ended:
+            if self._closed:
+                raise RefusalError("shutting_down", "The daemon is about to end.") from ended
+            raise _DiedError(ended.tail) from ended
+        finally:
+            del self._jobs[job]
+
+    async def _wait_left(self) -> None:
+        """Waits for a job whose asker has gone: its time, or its child's death, is not to be the next one's."""
+        left = self._under_way
+        if left is None or left.done():
+            return
+        done, _ = await asyncio.wait([left], timeout=LEFT_SECONDS_MAX)
+        if not done:
+            if self._child is not None:
+                self._child.kill()
+            await asyncio.wait([left])
 
     async def close(self, seconds: float) -> None:
         """Ends the child; there is no other afterwards."""
@@ -200,3 +224,9 @@ class Inspector:
         for answer in self._jobs.values():
             if not answer.done():
                 answer.set_exception(ended)
+
+
+def _mark_seen(answer: asyncio.Future[FromChild]) -> None:
+    """Nobody may be there any more to hear of a failure."""
+    if not answer.cancelled():
+        answer.exception()

@@ -14,8 +14,8 @@ from enclaved.plugin.engine import Sampled, SampleRow, Sampling, Token
 
 
 def choose(probabilities: Mapping[Token, float], row: SampleRow) -> Sampled:
-    """The token that `row.draw` falls on. `probabilities` has at least one token; what is not in it has probability 0,
-    and no bias makes it come."""
+    """The token that `row.draw` falls on. `probabilities` has at least one token, none of probability 0; what is not in
+    it has probability 0, no bias makes it come, and it is not among the likeliest that are told."""
     token = _chosen(_biased(probabilities, row.sampling), row.sampling, row.draw)
     if row.logprobs is None:
         return Sampled(token)
@@ -26,8 +26,10 @@ def choose(probabilities: Mapping[Token, float], row: SampleRow) -> Sampled:
 
 def _biased(probabilities: Mapping[Token, float], sampling: Sampling) -> Mapping[Token, float]:
     """Not normalised. When every token is forbidden, none is."""
-    biases = dict(sampling.logit_bias)
-    weights = {token: math.log(weight) + biases.get(token, 0.0) for token, weight in probabilities.items()}
+    weights = {token: math.log(weight) for token, weight in probabilities.items()}
+    for token, bias in sampling.logit_bias:
+        if token in weights:
+            weights[token] += bias
     highest = max(weights.values())
     if highest == -math.inf:
         return probabilities

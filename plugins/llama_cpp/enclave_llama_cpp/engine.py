@@ -88,7 +88,7 @@ class LlamaCppEngine(Engine):
         self._logit_rows: dict[int, int] = {}
         self._batch = Batch(self.capabilities.batch_tokens)
         self._sampler = Sampler(
-            self.vocabulary.size, llama_cpp.llama_model_get_vocab(model), self.capabilities.cache_tokens
+            self.vocabulary.size, llama_cpp.llama_model_get_vocab(model), self.capabilities.context
         )
         self._interrupted = False
         # llama.cpp keeps only the pointer: the object must live as long as the context.

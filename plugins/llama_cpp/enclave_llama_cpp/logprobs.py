@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from enclave_llama_cpp.sampling_mass import contenders
 from enclaved.plugin.engine import Token
 
 
@@ -14,18 +15,14 @@ def log_normaliser(logits: NDArray[np.float32]) -> float:
     """The natural logarithm of the sum of all exponentials: what a logit exceeds its logprob by."""
     highest = float(logits.max())
     # The exponentials in float32, which is what takes the time; their sum, of up to 2^18 terms, in float64.
-    return highest + math.log(float(np.exp(logits - np.float32(highest)).sum(dtype=np.float64)))
+    with np.errstate(over="ignore"):
+        return highest + math.log(float(np.exp(logits - np.float32(highest)).sum(dtype=np.float64)))
 
 
 def likeliest(logits: NDArray[np.float32], count: int) -> list[Token]:
     """Ids of the largest logits, largest first, lower id first among equals."""
-    count = min(count, len(logits))
     if count < 1:
         return []
-    if count < len(logits):
-        smallest = np.partition(logits, len(logits) - count)[len(logits) - count]
-        ids: NDArray[np.intp] = np.flatnonzero(logits >= smallest)
-    else:
-        ids = np.arange(len(logits))
-    order = np.lexsort((ids, -logits[ids].astype(np.float64)))
+    ids = contenders(logits, count)
+    order = np.argsort(-logits[ids], kind="stable")
     return [Token(int(token)) for token in ids[order[:count]]]

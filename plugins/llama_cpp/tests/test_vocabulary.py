@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enclaved.plugin.engine import EngineError, OpenFile, Token
-from plugins.llama_cpp.tests.tiny_gguf import tiny_bert, tiny_llama
+from plugins.llama_cpp.tests.tiny_gguf import STRING, U32, Gguf, tiny_bert, tiny_llama
 
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is not installed")
 from enclave_llama_cpp.vocabulary import OpenedVocabulary, open_vocabulary
@@ -106,6 +106,92 @@ def test_any_text_comes_back(tiny: OpenedVocabulary) -> None:
         assert back in (f" {text}", text)
 
     comes_back()
+
+
+def tiny_bytes(split: str) -> Gguf:
+    """A vocabulary alone: a token for each byte, two of more, and the ends; `split` names how texts become words."""
+    model = tiny_llama()
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    # The letters by which such vocabularies write bytes: the printable ones are their own, the others follow.
+    letters = {byte: chr(byte) for byte in plain} | {byte: chr(256 + index) for index, byte in enumerate(rest)}
+    tokens = [*(letters[byte] for byte in range(256)), "he", "hel", "<s>", "</s>"]
+    for name in ("scores", "unknown_token_id"):
+        del model.pairs[f"tokenizer.ggml.{name}"]
+    model.pairs |= {
+        "tokenizer.ggml.model": (STRING, "gpt2"),
+        "tokenizer.ggml.pre": (STRING, split),
+        "tokenizer.ggml.tokens": (STRING, tokens),
+        "tokenizer.ggml.token_type": (5, [1] * 258 + [3, 3]),
+        "tokenizer.ggml.merges": (STRING, ["h e", "he l"]),
+        "tokenizer.ggml.bos_token_id": (U32, 258),
+        "tokenizer.ggml.eos_token_id": (U32, 259),
+    }
+    return Gguf(model.pairs, [])
+
+
+@pytest.fixture
+def in_bytes(tmp_path: Path, opened: Open) -> Callable[[str], OpenedVocabulary]:
+    def open_it(split: str) -> OpenedVocabulary:
+        path = tmp_path / f"{split}.gguf"
+        path.write_bytes(tiny_bytes(split).encode())
+        return opened(path)
+
+    return open_it
+
+
+@pytest.mark.parametrize("split", ["gpt-2", "llama-bpe", "qwen2", "gpt-4o", "tekken"])
+def test_any_text_comes_back_exactly_from_bytes(in_bytes: Callable[[str], OpenedVocabulary], split: str) -> None:
+    vocabulary = in_bytes(split)
+    assert vocabulary.encode("hello", add_special=False, parse_special=False) == [257, ord("l"), ord("o")]
+
+    @given(st.text(max_size=60))
+    @settings(deadline=None)
+    def comes_back(text: str) -> None:
+        tokens = vocabulary.encode(text, add_special=False, parse_special=False)
+        assert b"".join(map(vocabulary.piece, tokens)) == text.encode()
+
+    comes_back()
+
+
+@pytest.mark.parametrize("split", ["gpt-2", "gpt-4o", "tekken", "deepseek-llm"])
+@pytest.mark.parametrize("letter", ["x", " "])
+def test_a_word_of_any_length_is_tokenised(
+    in_bytes: Callable[[str], OpenedVocabulary], split: str, letter: str
+) -> None:
+    """llama.cpp recurses once a letter for some vocabularies, which a common stack bears for 25,000."""
+    text = letter * 150_000
+    tokens = in_bytes(split).encode(text, add_special=False, parse_special=False)
+    assert tokens == [ord(letter)] * len(text)
+
+
+def test_markers_are_text_unless_asked_otherwise(in_bytes: Callable[[str], OpenedVocabulary]) -> None:
+    vocabulary = in_bytes("gpt-2")
+    plain = vocabulary.encode("<s>", add_special=False, parse_special=False)
+    assert plain == list(b"<s>")
+    assert vocabulary.encode("<s>", add_special=False, parse_special=True) == [258]
+    assert vocabulary.piece(Token(258)) == b""
+
+
+@pytest.mark.parametrize("wrong", [-1, 260, 2**31 - 1])
+def test_an_id_outside_the_vocabulary_never_gets_to_llama_cpp(
+    in_bytes: Callable[[str], OpenedVocabulary], wrong: int
+) -> None:
+    vocabulary = in_bytes("gpt-2")
+    with pytest.raises(ValueError, match="260"):
+        vocabulary.piece(Token(wrong))
+    with pytest.raises(ValueError, match="260"):
+        vocabulary.ends_generation(Token(wrong))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors as Linux tells them")
+def test_an_open_vocabulary_keeps_no_file_open(tmp_path: Path, opened: Open) -> None:
+    path = tmp_path / "kept.gguf"
+    path.write_bytes(tiny_llama().encode())
+    vocabulary = opened(path)
+    assert path.resolve() not in {each.resolve() for each in Path("/proc/self/fd").iterdir()}
+    path.unlink()
+    assert vocabulary.encode("hello", add_special=True, parse_special=False)
 
 
 def test_a_megabyte_is_tokenised_beside_other_threads(tiny: OpenedVocabulary) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from enclave.protocol.codec import decode
 from enclave.protocol.methods import write_body
 from enclave.protocol.packing import BODY_LIMITS, unpack
 from enclaved.link.messages import FromChild, UseVocabulary, VocabularyRefused, VocabularyUsed
-from enclaved.plugin.engine import EngineError, OpenFile, Vocabulary
+from enclaved.plugin.engine import EngineError, OpenFile, Token, Vocabulary
 from enclaved.worker import vocabularies
 from enclaved.worker.vocabularies import OPEN_MAX, Vocabularies
 
@@ -24,6 +25,13 @@ class Opened(SmallVocabulary):
 
     def close(self) -> None:
         Opened.closed += 1
+
+
+class Wordy(SmallVocabulary):
+    """Each token is a text of 20 bytes."""
+
+    def piece(self, token: Token) -> bytes:
+        return b"twenty bytes of text"
 
 
 Ask = Callable[..., FromChild]
@@ -88,7 +96,7 @@ def test_the_last_few_stay_open(ask: Ask) -> None:
     [
         ("tokenize", b"\xc1", "bad_request", "body"),
         ("tokenize", b"\x80", "bad_request", "text"),
-        ("tokenize", tokens_of("x" * 10_001), "bad_model_file", None),
+        ("tokenize", tokens_of("x" * 10_001), "bad_request", "text"),
         ("detokenize", write_body(DetokenizeParams(tokens=(1, 512))), "bad_request", "tokens"),
     ],
 )
@@ -111,3 +119,25 @@ def test_a_file_that_cannot_be_opened_is_refused_and_nothing_kept(ask: Ask, erro
     assert refused.code == "bad_model_file"
     assert "secret" not in refused.message
     assert isinstance(ask("a", "tokenize", tokens_of("x")), VocabularyUsed)
+
+
+@pytest.mark.parametrize(
+    ("method", "fits", "too_large"),
+    [
+        ("tokenize", tokens_of("12345678"), tokens_of("123456789")),
+        ("detokenize", write_body(DetokenizeParams(tokens=(1,) * 4)), write_body(DetokenizeParams(tokens=(1,) * 5))),
+        ("detokenize", write_body(DetokenizeParams(tokens=(1,) * 4)), write_body(DetokenizeParams(tokens=(1,) * 8))),
+    ],
+)
+def test_an_answer_that_a_client_could_not_read_is_refused(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, method: str, fits: bytes, too_large: bytes
+) -> None:
+    monkeypatch.setattr(vocabularies, "BODY_LIMITS", replace(BODY_LIMITS, array_items=8, frame_bytes=100))
+
+    def open_it(files: Sequence[OpenFile]) -> Vocabulary:
+        return Wordy()
+
+    assert isinstance(ask("a", method, fits, opener=open_it), VocabularyUsed)
+    refused = ask("a", method, too_large, opener=open_it)
+    assert isinstance(refused, VocabularyRefused)
+    assert (refused.code, refused.field) == ("too_large", "body")

@@ -70,7 +70,7 @@ class Sampling:
     """Repeated sequences of up to so many tokens are let be."""
     dry_last_n: Annotated[int, Bounds(-1, LAST_N_MAX)] | None = None
     """Tokens that DRY looks back on; -1: all, 0: none."""
-    dry_breakers: Annotated[tuple[Annotated[str, Bounds(1, 40)], ...], Bounds(0, 64)] | None = None
+    dry_breakers: Annotated[tuple[Annotated[str, Bounds(1, 40)], ...], Bounds(0, 16)] | None = None
     """Texts that no repeated sequence goes across."""
     xtc_probability: Annotated[float, Bounds(0, 1)] | None = None
     """XTC: how often all but the least likely of the likeliest tokens are left out; 0 is off."""
