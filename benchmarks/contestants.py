@@ -98,7 +98,7 @@ class LlamaServer(Contestant):
         said = b""
         async for line in self._process.stderr:
             said = (said + line)[-2000:]
-            if b"server is listening" in line or b"all slots are idle" in line:
+            if b"listening on" in line:
                 break
         else:
             raise RuntimeError(f"llama-server did not start: {said.decode(errors='replace')}")
@@ -140,17 +140,20 @@ async def _read_away(stream: asyncio.StreamReader) -> None:
         pass
 
 
-class BareLoop:
-    """A child that runs bare_loop.py; see there."""
+class Loop:
+    """A child that runs bare_loop.py or worker_loop.py; see there."""
 
-    def __init__(self, model: Path, *, unified: bool) -> None:
-        cache = "unified" if unified else "split"
-        self.name = f"bare loop, {cache}"
-        arguments = [str(model), cache, str(SEQUENCES), str(CONTEXT), str(THREADS)]
+    def __init__(self, model: Path, kind: str) -> None:
+        """`kind`: `worker`, or the cache of a bare loop, `split` or `unified`."""
+        self.name = "worker's loop" if kind == "worker" else f"bare loop, {kind}"
+        module = "worker_loop" if kind == "worker" else "bare_loop"
+        cache = [] if kind == "worker" else [kind]
+        arguments = [str(model), *cache, str(SEQUENCES), str(CONTEXT), str(THREADS)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.bare_loop", *arguments],
+            [sys.executable, "-m", f"benchmarks.{module}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
         )
 

@@ -11,10 +11,10 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.contestants import SEQUENCES, BareLoop, Contestant, Enclave, LlamaServer, first_token_seconds
+from benchmarks.contestants import SEQUENCES, Contestant, Enclave, LlamaServer, Loop, first_token_seconds
 from benchmarks.random_model import VOCABULARY, cached_model
 
 WIDTHS = (1, 4, 8, SEQUENCES)
@@ -28,7 +28,9 @@ LATE_TOKENS = 2000
 RUNNING = 4
 """Streams beside which a late prompt arrives."""
 
-OURS = "enclave"
+PARTS = ("decode", "prompt", "prefix", "arrival")
+COMPARED = (("worker's loop", "bare loop"), ("enclave", "llama-server"))
+"""Who is compared with whom: those without a client, and those with one."""
 
 
 @dataclass
@@ -42,8 +44,8 @@ class Figures:
         print(f"  {contestant}: {case}: {value:.3f}", flush=True)
 
 
-def run(rounds: int) -> None:
-    """Measures everything and prints a table."""
+def run(rounds: int, parts: Collection[str] = PARTS) -> None:
+    """Measures everything, or some parts, and prints a table."""
     model = cached_model()
     figures = Figures()
     makers: Sequence[Callable[[], Contestant]] = (
@@ -53,28 +55,28 @@ def run(rounds: int) -> None:
     )
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}")
-        for unified in (False, True):
-            measure_bare(BareLoop(model, unified=unified), figures)
+        for kind in ("worker", "split", "unified"):
+            measure_loop(Loop(model, kind), figures, parts)
         # Whoever comes first has the cooler machine: they take turns.
         for offset in range(len(makers)):
-            asyncio.run(measure(makers[(number + offset) % len(makers)](), figures, seed=number))
+            asyncio.run(measure(makers[(number + offset) % len(makers)](), figures, parts, seed=number))
     print()
     print("\n".join(table(figures)))
 
 
-def measure_bare(loop: BareLoop, figures: Figures) -> None:
-    """All cases of a bare loop."""
+def measure_loop(loop: Loop, figures: Figures, parts: Collection[str]) -> None:
+    """The cases of a loop without a client; not the longest prompt, which takes half a minute and tells no more."""
     try:
-        for width in WIDTHS:
+        for width in WIDTHS if "decode" in parts else ():
             figures.add(decode_case(width), loop.name, loop.ask("decode", width))
-        for tokens in PROMPTS:
+        for tokens in PROMPTS[:-1] if "prompt" in parts else ():
             figures.add(prompt_case(tokens), loop.name, loop.ask("prompt", tokens))
     finally:
         loop.close()
 
 
-async def measure(contestant: Contestant, figures: Figures, seed: int) -> None:
-    """All cases of a server."""
+async def measure(contestant: Contestant, figures: Figures, parts: Collection[str], seed: int) -> None:
+    """The cases of a server."""
     numbers = random.Random(seed)
 
     def prompt(tokens: int) -> list[int]:
@@ -86,19 +88,20 @@ async def measure(contestant: Contestant, figures: Figures, seed: int) -> None:
     await contestant.start()
     try:
         await first_token_seconds(contestant, prompt(64))  # whatever is done once
-        for width in WIDTHS:
+        for width in WIDTHS if "decode" in parts else ():
             add(decode_case(width), await decoded(contestant, [prompt(PROMPT_TOKENS) for _ in range(width)]))
-        for tokens in PROMPTS:
+        for tokens in PROMPTS if "prompt" in parts else ():
             add(prompt_case(tokens), await first_token_seconds(contestant, prompt(tokens)))
-        prefix = prompt(PREFIX_TOKENS)
-        await first_token_seconds(contestant, [*prefix, *prompt(50)])
-        add("prefix of 2,000 at rest, s", await first_token_seconds(contestant, [*prefix, *prompt(100)]))
-        add("prefix of 2,000 in use, s", await beside_running(contestant, prefix, prompt(50), prompt(100)))
-        pause, late = await late_arrival(
-            contestant, [prompt(PROMPT_TOKENS) for _ in range(RUNNING)], prompt(LATE_TOKENS)
-        )
-        add("2,000 tokens arrive: longest pause of four streams, s", pause)
-        add("2,000 tokens arrive: their first token, s", late)
+        if "prefix" in parts:
+            prefix = prompt(PREFIX_TOKENS)
+            await first_token_seconds(contestant, [*prefix, *prompt(50)])
+            add("prefix of 2,000 at rest, s", await first_token_seconds(contestant, [*prefix, *prompt(100)]))
+            add("prefix of 2,000 in use, s", await beside_running(contestant, prefix, prompt(50), prompt(100)))
+        if "arrival" in parts:
+            running = [prompt(PROMPT_TOKENS) for _ in range(RUNNING)]
+            pause, late = await late_arrival(contestant, running, prompt(LATE_TOKENS))
+            add("2,000 tokens arrive: longest pause of four streams, s", pause)
+            add("2,000 tokens arrive: their first token, s", late)
     finally:
         await contestant.close()
 
@@ -183,29 +186,29 @@ def prompt_case(tokens: int) -> str:
 
 
 def table(figures: Figures) -> list[str]:
-    """A row for each case: medians with their spread, and how many times as good ours is as the better of each kind."""
+    """A row for each case: medians with their spread, and how good ours is against the better of its rivals."""
     names = list(dict.fromkeys(name for of_case in figures.of_case.values() for name in of_case))
-    lines = [f"| case | {' | '.join(names)} | to the better bare loop | to the better server |"]
-    lines.append("|---" * (len(names) + 3) + "|")
+    heads = ["case", *names, *(f"{ours} to the better {theirs}" for ours, theirs in COMPARED)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for case, of_case in figures.of_case.items():
         cells = [spread(of_case[name]) if name in of_case else "" for name in names]
-        ratios = [ratio(case, of_case, kind) for kind in ("bare loop", "llama-server")]
-        lines.append(f"| {case} | {' | '.join(cells)} | {' | '.join(ratios)} |")
+        ratios = [ratio(case, of_case, ours, theirs) for ours, theirs in COMPARED]
+        lines.append(f"| {' | '.join([case, *cells, *ratios])} |")
     return lines
 
 
 def spread(values: Sequence[float]) -> str:
-    digits = 1 if statistics.median(values) >= 10 else 3
+    digits = 0 if statistics.median(values) >= 100 else 1 if statistics.median(values) >= 10 else 2
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def ratio(case: str, of_case: dict[str, list[float]], kind: str) -> str:
-    """Median over the rounds of ours against the better of a kind in that round; above 1 ours is better."""
-    rivals = [values for name, values in of_case.items() if name.startswith(kind)]
-    if not rivals or OURS not in of_case:
+def ratio(case: str, of_case: dict[str, list[float]], ours: str, theirs: str) -> str:
+    """Median over the rounds of ours against the better of its rivals in that round; above 1 ours is better."""
+    rivals = [values for name, values in of_case.items() if name.startswith(theirs)]
+    if not rivals or ours not in of_case:
         return ""
     is_speed = case.endswith("tokens/s")
     ratios = [
-        ours / max(them) if is_speed else min(them) / ours for ours, *them in zip(of_case[OURS], *rivals, strict=True)
+        mine / max(them) if is_speed else min(them) / mine for mine, *them in zip(of_case[ours], *rivals, strict=True)
     ]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"

@@ -57,12 +57,18 @@ class EngineLoop:
         clock: Callable[[], float],
         *,
         reloaded: bool = False,
+        gather_seconds: float = 0.0,
     ) -> None:
-        """`reloaded`: whether the model was loaded before, and lost its cache."""
+        """`reloaded`: whether the model was loaded before, and lost its cache. `gather_seconds`: how long tokens may
+        wait for those of the next steps, to leave together; a request's first never does."""
         self._engine = engine
         self._send_all = send_all
         self._clock = clock
         self._outbox: list[FromChild] = []
+        self._gather_seconds = gather_seconds
+        self._flushed_at = clock()
+        self._is_urgent = False
+        """Whether something in the outbox must not wait."""
         self._inbox: SimpleQueue[Command | WasRead] = SimpleQueue()
         self._reader = Reader(engine, self._inbox.put)
         self._being_read: dict[str, _BeingRead] = {}
@@ -102,17 +108,24 @@ class EngineLoop:
         self._flush()
         self._step()
         if self._pooling.has_work:
+            self._is_urgent = True
+            self._flush()
             self._alone = self._pooling.only_request
             self._pooling.step()
             self._alone = None
             self._flush()
 
-    def _send(self, message: FromChild) -> None:
+    def _send(self, message: FromChild, *, may_wait: bool = False) -> None:
         self._outbox.append(message)
+        self._is_urgent = self._is_urgent or not may_wait
 
     def _flush(self) -> None:
-        if self._outbox:
+        if not self._outbox:
+            return
+        now = self._clock()
+        if self._is_urgent or now - self._flushed_at >= self._gather_seconds or not self._can_go_on:
             messages, self._outbox = self._outbox, []
+            self._flushed_at, self._is_urgent = now, False
             self._send_all(messages)
 
     @property
@@ -263,6 +276,9 @@ class EngineLoop:
             for sequence, generation in self._running.items()
         ]
         for call in plan(pending, self._engine.capabilities.batch_tokens, self._pace).calls:
+            if any(share.tokens > 1 for share in call):
+                self._is_urgent = True  # a chunk of a prompt takes longer than tokens may wait
+                self._flush()
             # One that ended, or lost its sequence, in an earlier call of this step is here no more.
             self._call([(self._running[share.sequence], share) for share in call if share.sequence in self._running])
             self._flush()
@@ -338,11 +354,12 @@ class EngineLoop:
 
     def _book(self, generation: Generation, sampled: Sampled, now: float) -> None:
         job = self._jobs[generation.request]
-        if job.times.first_token_seconds is None:
+        is_first = job.times.first_token_seconds is None
+        if is_first:
             job.times.first_token_seconds = now - job.times.submitted_at
         chunk = generation.book(sampled)
         if chunk is not None:
-            self._send(Chunk(generation.request, 1, pack(chunk)))
+            self._send(Chunk(generation.request, 1, pack(chunk)), may_wait=not is_first)
         if generation.finish_reason is not None:
             self._take_back(generation)
             if job.is_finished:

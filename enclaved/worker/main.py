@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from enclaved.worker.channel import Channel
     from enclaved.worker.loop import EngineLoop
 
+GATHER_SECONDS = 0.01
+"""Tokens that a fast model makes within it leave in one message: nobody sees the difference, and each message costs the
+worker, the daemon and the client as much as some tokens."""
 EXIT_SANDBOX_FAILED = 70
 """A wall that this system offers could not be put up; the reason is on stderr."""
 
@@ -160,7 +163,9 @@ class _Child:
         except MemoryError:
             self._channel.send(LoadFailed("memory ran out while the model was being loaded", True))
             return
-        loop = EngineLoop(engine, self._channel.send_all, time.perf_counter, reloaded=job.reloaded)
+        loop = EngineLoop(
+            engine, self._channel.send_all, time.perf_counter, reloaded=job.reloaded, gather_seconds=GATHER_SECONDS
+        )
         with self._switching:
             for command in self._early:
                 loop.post(command)

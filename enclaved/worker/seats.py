@@ -52,8 +52,13 @@ class Seats:
         return is_worth_waiting(generation.tokens, beginnings, self._share_tokens)
 
     def take(self, generation: Generation, live: Iterable[Generation]) -> Taken | None:
-        """Gives a generation a sequence, with as many of its tokens in it as can be had; None when all are live."""
+        """Gives a generation a sequence, with as many of its tokens in it as can be had; None when all are live. An
+        empty one is taken beside those that are live, if there is such a one, else the first."""
         prompt = generation.tokens
+        live = list(live)
+        neighbours = {each.sequence for each in live}
+        # Backends may compute neighbouring sequences together, and others apart.
+        self._free.sort(key=lambda free: (free - 1 in neighbours or free + 1 in neighbours, -free))
         found = seat(prompt, self._residents(live), self._free, self._share_tokens)
         if found is None:
             return None

@@ -87,13 +87,11 @@ class LlamaCppEngine(Engine):
         self._lengths = [0] * self.capabilities.sequences
         self._logit_rows: dict[int, int] = {}
         self._batch = Batch(self.capabilities.batch_tokens)
-        self._sampler = Sampler(
-            self.vocabulary.size, llama_cpp.llama_model_get_vocab(model), self.capabilities.context
-        )
+        self._sampler = Sampler(self.vocabulary.size, llama_cpp.llama_model_get_vocab(model), self.capabilities.context)
         self._interrupted = False
         # llama.cpp keeps only the pointer: the object must live as long as the context.
         self._abort_callback = llama_cpp.ggml_abort_callback(self._is_interrupted)
-        llama_cpp.llama_set_abort_callback(context, cast("Any", self._abort_callback), ctypes.c_void_p(0))
+        self._can_be_interrupted = False
 
     @classmethod
     def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> Engine:
@@ -126,10 +124,12 @@ class LlamaCppEngine(Engine):
         self._logit_rows.clear()
         self._batch.clear()
         rows: dict[int, int] = {}
-        for run in runs:
+        # Without a pool, llama.cpp computes together only what stands in the batch with consecutive sequence numbers.
+        for run in sorted(runs, key=lambda run: run.sequence):
             last = self._batch.add(run.sequence, run.position, run.tokens, run.wants_logits)
             if run.wants_logits:
                 rows[run.sequence] = last
+        self._set_interruptible(any(len(run.tokens) > 1 for run in runs))
         code = self._batch.decode(context)
         if code == _DECODE_OK:
             for run in runs:
@@ -256,6 +256,15 @@ class LlamaCppEngine(Engine):
         if self._context is None:
             raise EngineError("the model has been unloaded")
         return self._context
+
+    def _set_interruptible(self, wanted: bool) -> None:
+        """A step that takes each sequence one token further is over before an interrupt would pay; and llama.cpp asks
+        at every node of its graph, hundreds of times a step."""
+        if wanted == self._can_be_interrupted:
+            return
+        callback: Any = self._abort_callback if wanted else ctypes.cast(None, llama_cpp.ggml_abort_callback)
+        cast("Any", llama_cpp).llama_set_abort_callback(self._open(), callback, None)
+        self._can_be_interrupted = wanted
 
     def _is_interrupted(self, _: object) -> bool:
         return self._interrupted

@@ -426,6 +426,23 @@ def test_what_a_step_says_leaves_in_one_go() -> None:
     assert 3 in together
 
 
+def test_tokens_of_quick_steps_leave_together_but_for_the_first_and_the_last() -> None:
+    engine, said, now = SmallEngine(), list[list[FromChild]](), [0.0]
+    with patch("enclaved.worker.loop.SimpleQueue", NeverWaits):
+        loop = EngineLoop(engine, lambda some: said.append(list(some)), lambda: now[0], gather_seconds=0.01)
+
+    def step_takes_four_milliseconds() -> None:
+        now[0] += 0.004
+
+    engine.before_step = step_takes_four_milliseconds
+    loop.post(a_submit("r", "abcdefgh"))
+    while not any(isinstance(message, Finished) for some in said for message in some):
+        loop.turn()
+    chunks = [sum(isinstance(message, Chunk) for message in some) for some in said]
+    assert [count for count in chunks if count] == [1, 3, 3, 1]
+    assert isinstance(said[-1][-1], Finished)
+
+
 def test_an_engine_may_read_the_body_by_itself_and_gets_the_very_bytes(bench: Bench) -> None:
     bodies: list[bytes] = []
 
