@@ -114,9 +114,19 @@ def _request_cancelled(state: State, event: RequestCancelled) -> list[Action]:
     reason = Reason(Why.CANCELLED)
     if request.instance is None:
         del state.requests[request.id]
+        if request.load_only:
+            _end_load(state, event.cause, request.model)
         return [Reject(event.cause, request.id, reason)]
     request.cancelled_for = reason
     return [CancelDispatched(event.cause, request.id, request.instance, reason)]
+
+
+def _end_load(state: State, cause: str, model: ModelKey) -> None:
+    """Who asked for nothing but a load has taken that back: it ends, unless somebody else waits for the model. The load
+    for another request goes on without it: whoever types on asks again in a moment."""
+    instance = state.instance_of(model)
+    if instance is not None and instance.phase is Phase.LOADING and not state.is_waited_for(model):
+        instance.leave(cause)
 
 
 def _lease_stirred(state: State, event: LeasePaused | LeaseResumed) -> list[Action]:

@@ -8,6 +8,7 @@ running step. What a step has to say leaves together.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
@@ -209,7 +210,7 @@ class EngineLoop:
     def _admit(self) -> None:
         """Gives sequences to those who wait, also those of paused ones, which go on later from what is left of their
         tokens in the cache."""
-        if self._is_crowded and self._running:
+        if self._is_crowded and any(not generation.paused for generation in self._running.values()):
             return
         self._is_crowded = False
         waiting = [generation for generation in self._waiting if not generation.paused]
@@ -303,7 +304,7 @@ class EngineLoop:
                 self._evaluate(call)
             except NoRoomError as error:
                 if not self._make_room():
-                    self._fail(call, error)
+                    self._fail([g for g, _ in call], error)
                     return
                 call = [(g, share) for g, share in call if g.sequence == share.sequence]
                 continue
@@ -311,7 +312,7 @@ class EngineLoop:
                 for generation, share in call:
                     generation.evaluated = self._engine.length(share.sequence)
             except EngineError as error:
-                self._fail(call, error)
+                self._fail([g for g, _ in call], error)
             return
 
     def _evaluate(self, call: list[tuple[Generation, Share]]) -> None:
@@ -328,10 +329,10 @@ class EngineLoop:
         started = self._clock()
         try:
             self._engine.forward(runs)
-            sampled = [(g, share) for (g, share), run in zip(call, runs, strict=True) if run.wants_logits]
-            results = self._engine.sample([g.row(share.sequence) for g, share in sampled]) if sampled else []
         finally:
             self._alone = None
+        wanting = [generation for (generation, _), run in zip(call, runs, strict=True) if run.wants_logits]
+        results = self._sample(wanting)
         now = self._clock()
         self._learn(call, now - started)
         for generation, share in call:
@@ -342,8 +343,26 @@ class EngineLoop:
             generation.evaluated += share.tokens
             if generation.choice == 0 and generation.evaluated < generation.prompt_tokens:
                 self._send(Prompted(generation.request, generation.evaluated, generation.prompt_tokens))
-        for (generation, _), result in zip(sampled, results, strict=True):
-            self._book(generation, result, now)
+        for generation, result in zip(wanting, results, strict=True):
+            if isinstance(result, Sampled):
+                self._book(generation, result, now)
+            else:
+                self._fail([generation], result, "No token could be chosen.")
+
+    def _sample(self, wanting: Sequence[Generation]) -> Sequence[Sampled | EngineError]:
+        """A token for each, or why there is none. What one request asks for spoils no other's token."""
+        rows = [g.row(g.sequence) for g in wanting if g.sequence is not None]
+        if not rows:
+            return []
+        with suppress(EngineError):
+            return self._engine.sample(rows)
+        results: list[Sampled | EngineError] = []
+        for row in rows:
+            try:
+                results += self._engine.sample([row])
+            except EngineError as error:
+                results.append(error)
+        return results
 
     def _learn(self, call: list[tuple[Generation, Share]], seconds: float) -> None:
         tokens = sum(share.tokens for _, share in call)
@@ -368,10 +387,12 @@ class EngineLoop:
 
     # --- ends without a result ---
 
-    def _fail(self, call: list[tuple[Generation, Share]], error: EngineError) -> None:
-        for generation, _ in call:
+    def _fail(
+        self, failed: list[Generation], error: EngineError, message: str = "The backend failed in the middle of a step."
+    ) -> None:
+        for generation in failed:
             generation.evaluated = 0  # what is left of it is not to be trusted
-            self._end(generation.request, "internal", "The backend failed in the middle of a step.", str(error))
+            self._end(generation.request, "internal", message, str(error))
 
     def _end(self, request: str, code: str, message: str, detail: str = "") -> None:
         """Ends a request without a result. One that is not here has ended already."""

@@ -65,6 +65,8 @@ def plan(pending: Sequence[Pending], batch_tokens: int, pace: Pace) -> Plan:
     prompts = sorted((p for p in running if p.tokens_left > 1), key=lambda p: RANKS.get(p.priority, 1))
     if prompts:
         size = chunk_size({p.priority for p in decoding}, batch_tokens, pace)
+        if not decoding and prompts[0].tokens_left < size + pace.chunk_tokens:
+            size = batch_tokens  # a small rest would cost nearly as much by itself as with this chunk
         chunk = [Share(prompts[0].sequence, min(prompts[0].tokens_left, size))]
         room = min(size, pace.chunk_tokens) - prompts[0].tokens_left
         for prompt in prompts[1:]:

@@ -89,7 +89,9 @@ class Daemon(Protocol):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None, /
     ) -> object: ...
 
-    def generate(self, model: str, prompt: str, /, **options: Unpack[SamplingOptions]) -> AnswerStream: ...
+    def generate(
+        self, model: str, prompt: str | Sequence[int], /, **options: Unpack[SamplingOptions]
+    ) -> AnswerStream: ...
 
     def chat(
         self,

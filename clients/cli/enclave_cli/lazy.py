@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "rerank": "Order documents by how well they answer a query.",
     "tokenize": "Print a text's token ids, or the text of token ids.",
     "render": "Print what a model would see of a conversation.",
+    "bench": "Measure how fast a model is on this machine.",
     "list": "List the models that can be run.",
     "show": "Tell what is known of one model.",
     "pull": "Fetch a model and install it.",

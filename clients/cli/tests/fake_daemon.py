@@ -247,7 +247,7 @@ class FakeDaemon:
         self._call(name, **parameters, **options)
         return FakeStream(self, notice or print, answer)
 
-    def generate(self, model: str, prompt: str, **options: Unpack[SamplingOptions]) -> FakeStream:
+    def generate(self, model: str, prompt: str | Sequence[int], **options: Unpack[SamplingOptions]) -> FakeStream:
         return self._stream("generate", FakeAnswer(), options, model=model, prompt=prompt)
 
     def chat(

@@ -262,7 +262,9 @@ class LlamaCppEngine(Engine):
         at every node of its graph, hundreds of times a step."""
         if wanted == self._can_be_interrupted:
             return
-        callback: Any = self._abort_callback if wanted else ctypes.cast(None, llama_cpp.ggml_abort_callback)
+        callback: Any = (
+            self._abort_callback if wanted else cast("Any", ctypes).cast(None, llama_cpp.ggml_abort_callback)
+        )
         cast("Any", llama_cpp).llama_set_abort_callback(self._open(), callback, None)
         self._can_be_interrupted = wanted
 

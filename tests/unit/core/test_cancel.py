@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from core_driver import Core, match
 
 from enclaved.core.events import CancelDispatched, Dispatch, Reject
 from enclaved.core.reasons import Why
+from enclaved.core.state import Phase
 
 
 def test_a_waiting_request_ends_at_once(core: Core) -> None:
@@ -54,6 +56,30 @@ def test_a_load_goes_on_when_everyone_who_waited_has_cancelled(core: Core) -> No
     core.cancel("r1")
     core.ready()
     assert core.kinds(core.request("r2")) == ["Dispatch"]
+
+
+def test_a_load_that_was_asked_for_by_itself_ends_with_the_asking(core: Core) -> None:
+    core.request("r1", load_only=True)
+    assert core.kinds(core.cancel("r1")) == ["Reject", "Unload"]
+    core.gone()
+    assert core.state.instances == {}
+    assert "Load" in core.kinds(core.request("r2"))
+
+
+def test_a_load_goes_on_when_somebody_else_waits_for_it(core: Core) -> None:
+    core.request("r1", load_only=True)
+    core.request("r2")
+    core.cancel("r1")
+    core.ready()
+    assert core.instance().leases == {"r2"}
+
+
+def test_a_model_that_is_loaded_already_stays_when_a_load_is_cancelled(core: Core) -> None:
+    core.load()
+    core.request("r1")
+    core.request("r2", load_only=True, need=replace(core.instance().need, context=9000))
+    core.cancel("r2")
+    assert core.instance().phase is Phase.READY
 
 
 def test_a_load_that_fails_after_everyone_cancelled_ends_nothing_twice(core: Core) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from small_engine import SmallEngine
 from test_loop import Bench, a_submit
 
-from enclaved.link.messages import Cancel, Failed, Finished, Measured, Pause, Resume
-from enclaved.plugin.engine import EngineError, InterruptedStepError
+from enclave.protocol.bodies import TokenBias
+from enclaved.link.messages import Cancel, Failed, Finished, Measured, Pause, Prompted, Resume
+from enclaved.plugin.engine import EngineError, InterruptedStepError, Sampled, SampleRow
 from enclaved.worker.reading import LONG_BODY_BYTES
 
 
@@ -176,6 +177,40 @@ def test_a_cache_that_one_alone_overflows_is_an_error_of_that_one() -> None:
     bench.run("big", "small")
     assert bench.end("big").code == "internal"
     assert bench.text("small") == "cba"
+
+
+def test_a_cache_too_small_while_the_one_who_has_it_is_paused_goes_to_who_waits() -> None:
+    bench = a_bench(sequences=4, cache_tokens=64, context=64)
+    bench.submit("first", "a" * 30)
+    bench.submit("second", "b" * 30)
+    while not any(isinstance(message, Prompted) and message.request == "second" for message in bench.said):
+        bench.loop.turn()
+    while len(bench.text("first")) < 5:
+        bench.loop.turn()
+    bench.loop.post(Pause("first"))
+    bench.run("second")
+    assert bench.text("second") == "b" * 30
+    bench.loop.post(Resume("first"))
+    bench.run("first")
+    assert bench.text("first") == "a" * 30
+
+
+def test_a_token_that_cannot_be_chosen_ends_its_own_request_only() -> None:
+    bench = a_bench(sequences=2)
+    sample = bench.engine.sample
+
+    def picky(rows: Sequence[SampleRow]) -> list[Sampled]:
+        if any(row.sampling.logit_bias for row in rows):
+            raise EngineError("every token is forbidden")
+        return sample(rows)
+
+    vars(bench.engine)["sample"] = picky
+    bench.loop.post(a_submit("bad", "abc", logit_bias=(TokenBias(token=1),)))
+    bench.submit("good", "xyz")
+    bench.run("bad", "good")
+    assert bench.end("bad").code == "internal"
+    assert bench.end("bad").body == b"every token is forbidden"
+    assert bench.text("good") == "zyx"
 
 
 def test_without_leave_an_answer_ends_where_the_context_does_and_says_so() -> None:

@@ -16,6 +16,7 @@ from enclaved.worker.plan import (
     RANKS,
     SMALLEST_CHUNKS,
     Pending,
+    Share,
     chunk_size,
     plan,
 )
@@ -129,6 +130,16 @@ def test_a_chunk_is_as_large_as_the_pause_allows(waiting: set[str], batch: int, 
     pause = min((PAUSE_SECONDS.get(name, PAUSE_SECONDS_ELSE) for name in waiting), default=ALONE_SECONDS)
     room = pause - pace.decode_seconds if waiting else pause
     assert pace.chunk_seconds(larger) > room
+
+
+def test_no_small_rest_is_left_while_nobody_waits() -> None:
+    pace = Pace(64)
+    pace.evaluated(64, 64 * 0.006)
+    prompt = Pending(SequenceId(0), 101)
+    assert chunk_size(set(), 512, pace) == 64
+    assert plan([prompt], 512, pace).calls == ((Share(SequenceId(0), 101),),)
+    assert plan([prompt, Pending(SequenceId(1), 1)], 512, pace).calls[-1] == (Share(SequenceId(0), 64),)
+    assert plan([Pending(SequenceId(0), 128)], 512, pace).calls == ((Share(SequenceId(0), 64),),)
 
 
 def test_on_a_machine_of_known_speed() -> None:
