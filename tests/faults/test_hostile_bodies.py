@@ -14,7 +14,13 @@ from tests.integration.wire import WireClient, anonymous_bytes, wait_for_instanc
 from tests.running import REPOSITORY, RunningDaemon
 
 MIB = 1024 * 1024
-OWN = [row.name for row in METHODS.values() if row.built and row.answered_by is not AnsweredBy.WORKER]
+RELAYED = ("tokenize", "detokenize")
+"""Whose bodies a child reads; the daemon passes them on, up to a larger bound."""
+OWN = [
+    row.name
+    for row in METHODS.values()
+    if row.built and row.answered_by is not AnsweredBy.WORKER and row.name not in RELAYED
+]
 GROWTH_MAX = 100 * MIB
 """What was received, twice, and what the allocator keeps of it. Read, the largest of these takes ten times as much."""
 
@@ -59,6 +65,22 @@ def test_a_hostile_body_is_refused_by_every_method_that_the_daemon_answers(
                 assert isinstance(end, Error)
                 assert (end.code, end.field) == (code, "body")
             assert honest.generate("fake:a", "x", max_tokens=1).result().text
+        assert peak_bytes(daemon.process.pid) - before < GROWTH_MAX
+
+
+@pytest.mark.parametrize("body", [case[1] for case in BODIES], ids=[case[0] for case in BODIES])
+def test_a_hostile_body_for_a_vocabulary_is_refused_and_ends_nothing(daemon: RunningDaemon, body: bytes) -> None:
+    with daemon.client() as honest, WireClient(daemon.endpoint) as client:
+        honest.tokenize("fake:a", "x")
+        client.hello()
+        before = peak_bytes(daemon.process.pid)
+        for method in RELAYED:
+            client.send(Request(id=client.session.next_id(), method=method, model="fake:a", body=body))
+            while not isinstance(end := client.next(), (Result, Error)):
+                continue
+            assert isinstance(end, Error)
+            assert end.code in ("bad_request", "too_large")
+            assert honest.tokenize("fake:a", "x")
         assert peak_bytes(daemon.process.pid) - before < GROWTH_MAX
 
 
