@@ -100,9 +100,11 @@ def _fitted(
             numbers={"prompt_tokens": len(prompt), "prompt_tokens_max": context - 1, "context": context},
         )
     room = context - len(prompt)
-    if params.overflow == "shift":
-        room = max(room, context * SHIFTED_CONTEXTS_MAX if command.max_tokens is None else command.max_tokens)
-    tokens_max = room if command.max_tokens is None else min(command.max_tokens, room)
+    may_shift = params.overflow == "shift"
+    wanted = command.max_tokens
+    if wanted is None:
+        wanted = context * SHIFTED_CONTEXTS_MAX if may_shift else room
+    tokens_max = wanted if may_shift else min(wanted, room)
     return Asked(
         params=params,
         prompt=prompt,
@@ -110,7 +112,7 @@ def _fitted(
         seed=secrets.randbits(SEED_BITS) if params.seed is None else params.seed,
         choices=command.choices,
         tokens_max=tokens_max,
-        ends_with_context=command.max_tokens is None or command.max_tokens > room,
+        ends_with_context=not may_shift and (command.max_tokens is None or command.max_tokens > room),
         keep=keep,
         left_out_tokens=left_out,
     )

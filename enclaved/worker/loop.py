@@ -114,7 +114,7 @@ class EngineLoop:
             self._alone = self._pooling.only_request
             self._pooling.step()
             self._alone = None
-            self._flush()
+        self._flush()
 
     def _send(self, message: FromChild, *, may_wait: bool = False) -> None:
         self._outbox.append(message)
@@ -271,7 +271,10 @@ class EngineLoop:
     def _step(self) -> None:
         for generation in list(self._running.values()):
             if generation.evaluated >= self._engine.capabilities.context:
-                self._shift(generation)
+                try:
+                    self._shift(generation)
+                except EngineError as error:
+                    self._fail([generation], error)
         pending = [
             Pending(sequence, generation.tokens_left, generation.paused, generation.priority)
             for sequence, generation in self._running.items()

@@ -116,14 +116,20 @@ class Pooling:
             for job, count in zip(jobs, packed(lengths, limits.sequences, limits.batch_tokens), strict=True)
             if count
         ]
+        self._pool(shares)
+
+    def _pool(self, shares: list[tuple[TextsJob, list[list[Token]]]]) -> None:
         started = self._clock()
         try:
             vectors = self._engine.pool([text for _, texts in shares for text in texts])
         except InterruptedStepError:
             return
         except EngineError as error:
-            for job, _ in shares:
-                self.end(job.request, "internal", "The backend failed in the middle of a step.", str(error))
+            if len(shares) > 1:  # each by itself, to see whose fault it is
+                for share in shares:
+                    self._pool([share])
+                return
+            self.end(shares[0][0].request, "internal", "The backend failed in the middle of a step.", str(error))
             return
         now = self._clock()
         total = sum(len(text) for _, texts in shares for text in texts)

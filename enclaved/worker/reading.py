@@ -56,3 +56,6 @@ def outcome_of(command: Submit, engine: Engine) -> Asked | ReadTexts | RefusedEr
         return read(command, engine)
     except RefusedError as refused:
         return refused
+    except Exception as error:  # noqa: BLE001
+        # A backend's tokeniser should map these; whoever brought the text is told, and the others are served.
+        return RefusedError("internal", "The backend could not read the request.", detail=type(error).__name__)

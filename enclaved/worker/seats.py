@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from enclaved.plugin.engine import Engine, NoRoomError, SequenceId, Token
+from enclaved.plugin.engine import Engine, EngineError, SequenceId, Token
 from enclaved.worker.generation import Generation
 from enclaved.worker.prefixes import SMALL_REST, Evicted, Resident, Seat, is_worth_waiting, seat, uncached_reason
 
@@ -131,7 +131,7 @@ class Seats:
             return 0
         try:
             self._engine.share(found.source, found.sequence, found.cached)
-        except NoRoomError:
+        except EngineError:  # it is evaluated, which is all that is lost
             return 0
         return found.cached
 

@@ -48,10 +48,12 @@ class NeverWaits:
         self._queue: SimpleQueue[Any] = SimpleQueue()
         self.put = self._queue.put
         self.get_nowait = self._queue.get_nowait
+        self.seconds: float | None = None
+        """How long a command may take to come, where another thread brings it; None: it must be there."""
 
     def get(self) -> Any:
         try:
-            return self._queue.get_nowait()
+            return self._queue.get(timeout=self.seconds) if self.seconds else self._queue.get_nowait()
         except Empty:
             raise NothingToDoError("the loop waits for a command") from None
 
@@ -76,6 +78,10 @@ class Bench:
                 return
             self.loop.turn()
         raise AssertionError(f"{requests} did not end: {self.said[-5:]}")
+
+    def wait_for_commands(self) -> None:
+        """From now on the loop waits for a command that another thread may bring."""
+        vars(self.loop)["_inbox"].seconds = 10.0
 
     def turn_if_it_can(self) -> None:
         """A turn, unless it would wait for a command."""

@@ -14,7 +14,7 @@ from test_loop import Bench, a_submit
 
 from enclave.protocol.bodies import TokenBias
 from enclaved.link.messages import Cancel, Failed, Finished, Measured, Pause, Prompted, Resume
-from enclaved.plugin.engine import EngineError, InterruptedStepError, Sampled, SampleRow
+from enclaved.plugin.engine import EngineError, InterruptedStepError, Sampled, SampleRow, SequenceId, Token
 from enclaved.worker.reading import LONG_BODY_BYTES
 
 
@@ -379,3 +379,62 @@ def test_whatever_happens_each_text_is_the_one_it_would_be_alone(
     assert not vars(bench.loop)["_jobs"]
     assert not vars(bench.loop)["_running"]
     assert not vars(bench.loop)["_waiting"]
+
+
+@pytest.mark.parametrize("length", [10, LONG_BODY_BYTES + 1])
+def test_a_prompt_over_which_the_backend_stumbles_ends_its_own_request_only(length: int) -> None:
+    bench = a_bench()
+    encode = bench.engine.vocabulary.encode
+
+    def stumbles(text: str, *, add_special: bool, parse_special: bool) -> list[Token]:
+        if text.startswith("bad"):
+            raise RuntimeError("a defect")
+        return encode(text, add_special=add_special, parse_special=parse_special)
+
+    vars(bench.engine.vocabulary)["encode"] = stumbles
+    bench.wait_for_commands()
+    for request in ("one", "two"):
+        bench.submit(request, "bad" + "x" * length)
+        bench.run(request)
+        assert bench.end(request).code == "internal"
+    bench.submit("good", "abc")
+    bench.run("good")
+    assert bench.text("good") == "cba"
+
+
+def test_a_beginning_that_cannot_be_shared_after_all_is_evaluated() -> None:
+    bench = a_bench()
+
+    def refuses(source: SequenceId, target: SequenceId, length: int) -> None:
+        raise EngineError("not this time")
+
+    vars(bench.engine)["share"] = refuses
+    bench.submit("first", "s" * 20 + "x" * 20)
+    while not bench.text("first"):
+        bench.loop.turn()
+    bench.submit("second", "s" * 20 + "y")
+    bench.run("first", "second")
+    assert bench.text("second") == "y" + "s" * 20
+    assert "cached_tokens" not in usage(bench, "second")
+
+
+def test_a_shift_that_fails_ends_its_own_request_only() -> None:
+    bench = a_bench(context=16, can_shift=True)
+
+    def refuses(sequence: SequenceId, start: int, count: int) -> None:
+        raise EngineError("cannot be cut in the middle")
+
+    vars(bench.engine)["shift"] = refuses
+    bench.loop.post(a_submit("bad", "abcdefghijkl", 30, overflow="shift", ignore_eos=True))
+    bench.submit("good", "xyz")
+    bench.run("bad", "good")
+    assert bench.end("bad").code == "internal"
+    assert bench.text("good") == "zyx"
+
+
+def test_an_answer_that_may_shift_does_not_end_because_the_context_is_full() -> None:
+    bench = a_bench(context=16, can_shift=True)
+    bench.loop.post(a_submit("r", "abcdefghijkl", overflow="shift", ignore_eos=True))
+    bench.run("r")
+    assert bench.result("r")["finish_reason"] == "length"
+    assert "context_full" not in bench.result("r")

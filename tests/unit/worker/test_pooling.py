@@ -253,3 +253,21 @@ def test_a_paused_request_waits_and_goes_on() -> None:
     bench.loop.post(Resume("slow"))
     bench.run("slow")
     assert len(rows(bench.end("slow"))) == 9
+
+
+def test_a_text_that_cannot_be_pooled_ends_its_own_request_only() -> None:
+    engine = PoolingEngine()
+    bench = Bench(engine)
+    pool = engine.pool
+
+    def picky(texts: Sequence[Sequence[Token]]) -> list[bytes]:
+        if any(ord("!") in text for text in texts):
+            raise EngineError("its numbers are not finite")
+        return pool(texts)
+
+    vars(engine)["pool"] = picky
+    bench.loop.post(embed("bad", "oh!"))
+    bench.loop.post(embed("good", "oh"))
+    bench.run("bad", "good")
+    assert bench.end("bad").code == "internal"
+    assert rows(bench.end("good")) == [expected("oh")]
