@@ -6,27 +6,24 @@ whole, side by side, and pools what comes out as the model says.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import llama_cpp
 import numpy as np
 
 from enclave_llama_cpp.batch import Batch
-from enclave_llama_cpp.loading import check_machine, flash_attention, load_model, memory_use, weights_of
-from enclave_llama_cpp.log import LoadLog, captured_load
+from enclave_llama_cpp.loaded import LoadedModel, Parts, check_placement, load_parts
+from enclave_llama_cpp.loading import flash_attention
+from enclave_llama_cpp.log import LoadLog
 from enclave_llama_cpp.memory import POOL_TEXTS, pool_tokens
-from enclave_llama_cpp.stream import FileStream
-from enclave_llama_cpp.vocabulary import LlamaCppVocabulary
 from enclaved.plugin.engine import (
     Capabilities,
-    Engine,
     EngineError,
     InterruptedStepError,
     LoadError,
     LoadRequest,
-    MemoryUse,
+    Placement,
     Run,
     Sampled,
     SampleRow,
@@ -37,25 +34,20 @@ from enclaved.plugin.engine import (
 _INTERRUPTED = 2
 
 
-class LlamaCppEmbedder(Engine):
+class LlamaCppEmbedder(LoadedModel):
     """See `Engine`; only `pool` computes anything."""
 
-    def __init__(self, stream: FileStream, model: Any, context: Any, request: LoadRequest, memory: MemoryUse) -> None:
-        self._stream = stream
-        self._model = model
-        self._context = context
-        self._memory_use = memory
-        self._memory: Any = llama_cpp.llama_get_memory(context)  # NULL for an encoder
+    def __init__(self, parts: Parts, placement: Placement) -> None:
+        super().__init__(parts)
+        model, context = parts.model, parts.context
         self._encodes = bool(llama_cpp.llama_model_has_encoder(model)) or not self._memory
-        self._vocabulary = LlamaCppVocabulary(llama_cpp.llama_model_get_vocab(model))
-        self.vocabulary = self._vocabulary
         ranks = int(llama_cpp.llama_pooling_type(context)) == llama_cpp.LLAMA_POOLING_TYPE_RANK
         self._width = int(llama_cpp.llama_model_n_cls_out(model) if ranks else llama_cpp.llama_model_n_embd_out(model))
         batch_tokens = min(int(llama_cpp.llama_n_batch(context)), int(llama_cpp.llama_n_ubatch(context)))
         trained = int(llama_cpp.llama_model_n_ctx_train(model))
         self.capabilities = Capabilities(
             sequences=int(llama_cpp.llama_n_seq_max(context)),
-            context=min(request.placement.context, batch_tokens, trained or batch_tokens),
+            context=min(placement.context, batch_tokens, trained or batch_tokens),
             batch_tokens=batch_tokens,
             can_generate=False,
             can_embed=not ranks,
@@ -64,30 +56,15 @@ class LlamaCppEmbedder(Engine):
             threads="exact",
         )
         self._batch = Batch(batch_tokens)
-        self._interrupted = False
-        # llama.cpp keeps only the pointer: the object must live as long as the context.
-        self._abort_callback = llama_cpp.ggml_abort_callback(self._is_interrupted)
-        llama_cpp.llama_set_abort_callback(context, cast("Any", self._abort_callback), ctypes.c_void_p(0))
+        self._set_interruptible(True)
 
     @classmethod
     def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> LlamaCppEmbedder:
-        weights = weights_of(request.files)
-        check_machine(request)
-        llama_cpp.llama_backend_init()
-        stream = FileStream(weights.descriptor)
-        model: Any = None
-        context: Any = None
+        parts = load_parts(request, progress, _make_context)
         try:
-            with captured_load() as log:
-                model = load_model(stream, request, progress, log)
-                context = _make_context(model, request, log)
-            return cls(stream, model, context, request, memory_use(log))
+            return cls(parts, request.placement)
         except BaseException:
-            if context:
-                llama_cpp.llama_free(context)
-            if model:
-                llama_cpp.llama_model_free(model)
-            stream.close()
+            parts.free()
             raise
 
     def pool(self, texts: Sequence[Sequence[Token]]) -> list[bytes]:
@@ -124,39 +101,11 @@ class LlamaCppEmbedder(Engine):
         self._open()
         return length == 0
 
-    def set_threads(self, threads: int) -> None:
-        if threads < 1:
-            raise EngineError(f"{threads} threads cannot compute anything")
-        llama_cpp.llama_set_n_threads(self._open(), threads, threads)
-
-    def interrupt(self) -> None:
-        self._interrupted = True
-
-    def memory(self) -> MemoryUse:
-        return self._memory_use
-
-    def close(self) -> None:
-        if self._context is None:
-            return
-        context, self._context = self._context, None
-        model: Any = self._model
-        self._vocabulary.close()
+    def _free(self) -> None:
         self._batch.free()
-        llama_cpp.llama_free(context)
-        llama_cpp.llama_model_free(model)
-        self._memory = self._model = None
-        self._stream.close()
 
     def __repr__(self) -> str:
         return f"<LlamaCppEmbedder {'closed' if self._context is None else self.capabilities}>"
-
-    def _open(self) -> Any:
-        if self._context is None:
-            raise EngineError("the model has been unloaded")
-        return self._context
-
-    def _is_interrupted(self, _: object) -> bool:
-        return self._interrupted
 
     def _check(self, texts: Sequence[Sequence[Token]]) -> None:
         """Everything over which llama.cpp would fail, or end the process. Raises EngineError."""
@@ -183,9 +132,8 @@ class LlamaCppEmbedder(Engine):
 
 
 def _make_context(model: Any, request: LoadRequest, log: LoadLog) -> Any:
+    check_placement(request)
     placement = request.placement
-    if placement.context < 1 or placement.threads < 1:
-        raise LoadError(f"a context of {placement.context} tokens on {placement.threads} threads makes no sense")
     params = llama_cpp.llama_context_default_params()
     # Texts are evaluated whole, and no micro batch may be smaller than one.
     params.n_ctx = params.n_batch = params.n_ubatch = pool_tokens(placement)

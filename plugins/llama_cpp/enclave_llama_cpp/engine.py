@@ -6,7 +6,6 @@ range), so every argument is checked here before the library sees it.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -15,8 +14,9 @@ import numpy as np
 
 from enclave_llama_cpp.batch import Batch
 from enclave_llama_cpp.embedding import LlamaCppEmbedder
-from enclave_llama_cpp.loading import check_machine, flash_attention, load_model, memory_use, weights_of
-from enclave_llama_cpp.log import LoadLog, captured_load
+from enclave_llama_cpp.loaded import LoadedModel, Parts, check_placement, load_parts
+from enclave_llama_cpp.loading import flash_attention
+from enclave_llama_cpp.log import LoadLog
 from enclave_llama_cpp.memory import (
     BATCH_TOKENS,
     cells,
@@ -27,8 +27,6 @@ from enclave_llama_cpp.memory import (
     sequence_ids,
 )
 from enclave_llama_cpp.sampling import Sampler
-from enclave_llama_cpp.stream import FileStream
-from enclave_llama_cpp.vocabulary import LlamaCppVocabulary
 from enclaved.plugin.engine import (
     Capabilities,
     Engine,
@@ -36,7 +34,6 @@ from enclaved.plugin.engine import (
     InterruptedStepError,
     LoadError,
     LoadRequest,
-    MemoryUse,
     NoRoomError,
     Placement,
     Run,
@@ -54,23 +51,18 @@ SHARE_TOKENS = 4
 _DECODE_OK, _DECODE_NO_ROOM, _DECODE_INTERRUPTED, _DECODE_BAD_BATCH = 0, 1, 2, -1
 
 
-class LlamaCppEngine(Engine):
+class LlamaCppEngine(LoadedModel):
     """See `Engine`."""
 
-    def __init__(self, stream: FileStream, model: Any, context: Any, placement: Placement, memory: MemoryUse) -> None:
-        self._stream = stream
-        self._model = model
-        self._context = context
-        self._memory_use = memory
-        self._memory: Any = llama_cpp.llama_get_memory(context)
+    def __init__(self, parts: Parts, placement: Placement) -> None:
+        super().__init__(parts)
+        model, context = parts.model, parts.context
         self._sliding_window = int(llama_cpp.llama_model_n_swa(model))
         keeps_state = bool(llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
         self._is_unified = is_unified(placement)
         context_tokens = min(placement.context, int(llama_cpp.llama_n_ctx_seq(context)))
         # In a pool, sequences that share cells would all be shifted.
         can_shift = not keeps_state and not self._is_unified and bool(llama_cpp.llama_memory_can_shift(self._memory))
-        self._vocabulary = LlamaCppVocabulary(llama_cpp.llama_model_get_vocab(model))
-        self.vocabulary = self._vocabulary
         self.capabilities = Capabilities(
             sequences=int(llama_cpp.llama_n_seq_max(context)),
             context=context_tokens,
@@ -88,33 +80,16 @@ class LlamaCppEngine(Engine):
         self._logit_rows: dict[int, int] = {}
         self._batch = Batch(self.capabilities.batch_tokens)
         self._sampler = Sampler(self.vocabulary.size, llama_cpp.llama_model_get_vocab(model), self.capabilities.context)
-        self._interrupted = False
-        # llama.cpp keeps only the pointer: the object must live as long as the context.
-        self._abort_callback = llama_cpp.ggml_abort_callback(self._is_interrupted)
-        self._can_be_interrupted = False
 
     @classmethod
     def load(cls, request: LoadRequest, progress: Callable[[float], bool]) -> Engine:
         if makes_vectors(request.header):
             return LlamaCppEmbedder.load(request, progress)
-        weights = weights_of(request.files)
-        check_machine(request)
-        llama_cpp.llama_backend_init()
-        stream = FileStream(weights.descriptor)
-        model: Any = None
-        context: Any = None
+        parts = load_parts(request, progress, _make_context)
         try:
-            with captured_load() as log:
-                model = load_model(stream, request, progress, log)
-                _check_generates(model)
-                context = _make_context(model, request, log)
-            return cls(stream, model, context, request.placement, memory_use(log))
+            return cls(parts, request.placement)
         except BaseException:
-            if context:
-                llama_cpp.llama_free(context)
-            if model:
-                llama_cpp.llama_model_free(model)
-            stream.close()
+            parts.free()
             raise
 
     def forward(self, runs: Sequence[Run]) -> None:
@@ -129,6 +104,7 @@ class LlamaCppEngine(Engine):
             last = self._batch.add(run.sequence, run.position, run.tokens, run.wants_logits)
             if run.wants_logits:
                 rows[run.sequence] = last
+        # A step that takes each sequence one token further is over before an interrupt would pay.
         self._set_interruptible(any(len(run.tokens) > 1 for run in runs))
         code = self._batch.decode(context)
         if code == _DECODE_OK:
@@ -222,54 +198,14 @@ class LlamaCppEngine(Engine):
         self._lengths[sequence] -= count
         self._logit_rows.pop(sequence, None)
 
-    def set_threads(self, threads: int) -> None:
-        if threads < 1:
-            raise EngineError(f"{threads} threads cannot compute anything")
-        llama_cpp.llama_set_n_threads(self._open(), threads, threads)
-
-    def interrupt(self) -> None:
-        self._interrupted = True
-
-    def memory(self) -> MemoryUse:
-        return self._memory_use
-
-    def close(self) -> None:
-        if self._context is None:
-            return
-        context, self._context = self._context, None
-        model: Any = self._model
-        self._vocabulary.close()
+    def _free(self) -> None:
         self._logit_rows.clear()
-        # What points into the context or the model goes first; a second llama_free would end the process.
         self._sampler.free()
         self._batch.free()
-        llama_cpp.llama_free(context)
-        llama_cpp.llama_model_free(model)
-        self._memory = self._model = None
-        self._stream.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._context is None else f"lengths={self._lengths}"
         return f"<LlamaCppEngine {state} {self.capabilities}>"
-
-    def _open(self) -> Any:
-        if self._context is None:
-            raise EngineError("the model has been unloaded")
-        return self._context
-
-    def _set_interruptible(self, wanted: bool) -> None:
-        """A step that takes each sequence one token further is over before an interrupt would pay; and llama.cpp asks
-        at every node of its graph, hundreds of times a step."""
-        if wanted == self._can_be_interrupted:
-            return
-        callback: Any = (
-            self._abort_callback if wanted else cast("Any", ctypes).cast(None, llama_cpp.ggml_abort_callback)
-        )
-        cast("Any", llama_cpp).llama_set_abort_callback(self._open(), callback, None)
-        self._can_be_interrupted = wanted
-
-    def _is_interrupted(self, _: object) -> bool:
-        return self._interrupted
 
     def _check_sequence(self, sequence: int) -> None:
         if not 0 <= sequence < len(self._lengths):
@@ -336,9 +272,9 @@ def _check_generates(model: Any) -> None:
 
 
 def _make_context(model: Any, request: LoadRequest, log: LoadLog) -> Any:
+    _check_generates(model)
+    check_placement(request)
     placement = request.placement
-    if placement.context < 1 or placement.threads < 1:
-        raise LoadError(f"a context of {placement.context} tokens on {placement.threads} threads makes no sense")
     sequences_max = int(llama_cpp.llama_max_parallel_sequences())
     if not 1 <= placement.sequences <= sequences_max:
         raise LoadError(f"{placement.sequences} sequences at once are not possible; 1 to {sequences_max} are")

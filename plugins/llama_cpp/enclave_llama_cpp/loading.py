@@ -16,6 +16,7 @@ from enclaved.plugin.engine import LoadError, LoadRequest, MemoryUse, OpenFile
 
 
 def weights_of(files: Sequence[OpenFile]) -> OpenFile:
+    """The one file of weights. Raises LoadError for what is more, or other, than that."""
     weights = [file for file in files if file.role == "weights"]
     if len(weights) != 1 or any(file.role == "shard" for file in files):
         raise LoadError("a model split into several files cannot be loaded yet; join its parts into one file first")
@@ -40,11 +41,8 @@ def check_machine(request: LoadRequest) -> None:
         )
 
 
-def is_mapped(request: LoadRequest) -> bool:
-    return maps_weights(request.header, platform.machine())
-
-
 def load_model(stream: FileStream, request: LoadRequest, progress: Callable[[float], bool], log: LoadLog) -> Any:
+    """llama.cpp's model. Raises LoadError, and whatever `progress` raises."""
     failures: list[Exception] = []
     cancelled = False
 
@@ -60,7 +58,8 @@ def load_model(stream: FileStream, request: LoadRequest, progress: Callable[[flo
     callback = llama_cpp.llama_progress_callback(report)
     params.progress_callback = cast("Any", callback)
     params.n_gpu_layers = request.placement.gpu_layers
-    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if is_mapped(request) else llama_cpp.LLAMA_LOAD_MODE_NONE
+    is_mapped = maps_weights(request.header, platform.machine())
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if is_mapped else llama_cpp.LLAMA_LOAD_MODE_NONE
     model = llama_cpp.llama_model_load_from_file_ptr(cast("Any", stream.pointer), params)
     if failures or cancelled:
         if model:
@@ -72,6 +71,7 @@ def load_model(stream: FileStream, request: LoadRequest, progress: Callable[[flo
 
 
 def flash_attention(wish: bool | None, *, quantised: bool) -> int:
+    """`enum llama_flash_attn_type`; quantised values work with it only."""
     if wish is None and not quantised:
         return llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
     return llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED if wish is False else llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED

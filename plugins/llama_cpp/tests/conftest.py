@@ -11,6 +11,7 @@ import pytest
 
 from enclave_llama_cpp.gguf import read_header
 from enclaved.plugin.engine import LoadRequest, OpenFile, Placement
+from plugins.llama_cpp.tests.tiny_gguf import tiny_llama
 
 if TYPE_CHECKING:
     from enclave_llama_cpp.engine import LlamaCppEngine
@@ -65,3 +66,15 @@ def load_engine() -> Generator[LoadEngine]:
             return engine
 
         yield load
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path, load_engine: LoadEngine) -> tuple[Any, int]:
+    """llama.cpp's vocabulary of a loaded model, with the number of its tokens."""
+    import llama_cpp
+
+    path = tmp_path / "vocabulary.gguf"
+    path.write_bytes(tiny_llama().encode())
+    engine = load_engine(path)
+    model = vars(engine)["_parts"].model
+    return llama_cpp.llama_model_get_vocab(model), engine.vocabulary.size

@@ -6,7 +6,6 @@ import ctypes
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from enclaved.plugin.engine import EngineError, SampleRow, Sampling, SequenceId, Token
-from plugins.llama_cpp.tests.tiny_gguf import tiny_llama
 
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is not installed")
 import llama_cpp as typed_llama_cpp
@@ -150,15 +148,6 @@ def test_xtc_with_a_threshold_above_a_half_leaves_nothing_out(sampler: Sampler) 
     logits = np.full(SIZE, -np.inf, dtype=np.float32)
     logits[[4, 8]] = 2.0, 0.0
     assert kept(sampler, logits, Sampling(**OPEN, xtc_probability=1.0, xtc_threshold=0.51)) == {4, 8}
-
-
-@pytest.fixture
-def vocabulary(tmp_path: Path, load_engine: Any) -> Any:
-    """llama.cpp's vocabulary of a loaded model, with the number of its tokens."""
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(tiny_llama().encode())
-    engine = load_engine(path)
-    return llama_cpp.llama_model_get_vocab(vars(engine)["_model"]), engine.vocabulary.size
 
 
 def left_by_llama_cpp(

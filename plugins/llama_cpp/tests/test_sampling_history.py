@@ -6,7 +6,6 @@ import ctypes
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from enclaved.plugin.engine import EngineError, SampleRow, Sampling, SequenceId, Token
-from plugins.llama_cpp.tests.tiny_gguf import tiny_llama
 
 pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, which is not installed")
 import llama_cpp as typed_llama_cpp
@@ -39,15 +37,6 @@ LINE_END = 13
 
 def row(sampling: Sampling, history: Sequence[Token], draw: float = 0.0, sequence: int = 0) -> SampleRow:
     return SampleRow(SequenceId(sequence), sampling, draw, history=history)
-
-
-@pytest.fixture
-def vocabulary(tmp_path: Path, load_engine: Any) -> Any:
-    """llama.cpp's vocabulary of a loaded model, with the number of its tokens."""
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(tiny_llama().encode())
-    engine = load_engine(path)
-    return llama_cpp.llama_model_get_vocab(vars(engine)["_model"]), engine.vocabulary.size
 
 
 @given(LOGITS, HISTORIES, st.sampled_from([-1, 1, 5, 64]), st.data())
