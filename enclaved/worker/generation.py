@@ -35,7 +35,8 @@ class Generation:
         self.paused = False
         self.preempted = 0
         """How often its sequence was given to another before it was finished."""
-        self._keep = asked.keep
+        self.keep = asked.keep
+        """Tokens at the beginning that a shift leaves."""
         self._tokens_max = asked.tokens_max
         self._ignore_eos = asked.params.ignore_eos
         self._logprobs = asked.params.logprobs
@@ -55,7 +56,7 @@ class Generation:
     @property
     def reusable(self) -> int:
         """How many of its evaluated tokens are what an evaluation without a shift would have made."""
-        return min(self.evaluated, self._keep) if self.shifted_tokens else self.evaluated
+        return min(self.evaluated, self.keep) if self.shifted_tokens else self.evaluated
 
     def next_tokens(self, count: int) -> list[Token]:
         """The next `count` tokens to evaluate."""
@@ -66,11 +67,6 @@ class Generation:
         del self.tokens[cut.start : cut.start + cut.count]
         self.evaluated = max(min(self.evaluated, cut.start), self.evaluated - cut.count)
         self.shifted_tokens += cut.count
-
-    @property
-    def keep(self) -> int:
-        """Tokens at the beginning that a shift leaves."""
-        return self._keep
 
     def row(self, sequence: SequenceId) -> SampleRow:
         """What the engine needs to choose the next token."""

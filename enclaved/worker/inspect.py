@@ -33,5 +33,9 @@ def read_header(job: ReadHeader, descriptor: int) -> FromChild:
 
 
 def _refused(job: ReadHeader, reason: str) -> HeaderRefused:
-    # The reason may quote the file, whose texts need not be Unicode.
-    return HeaderRefused(job.job, reason[:REASON_CHARACTERS_MAX].encode("utf-8", "replace").decode())
+    return HeaderRefused(job.job, shown(reason))
+
+
+def shown(reason: str) -> str:
+    """A reason as it may leave the process: it may quote the file, whose texts need not be short or Unicode."""
+    return reason[:REASON_CHARACTERS_MAX].encode("utf-8", "replace").decode()

@@ -41,6 +41,13 @@ class RefusedError(Exception):
         self.numbers = dict(numbers or {})
         self.detail = detail
 
+    @classmethod
+    def of(cls, error: RemoteProtocolError) -> RefusedError:
+        """What is wrong with a body, as the requester's mistake."""
+        code = "bad_request" if error.code == "bad_message" else error.code
+        numbers = {name: value for name, value in error.numbers.items() if isinstance(value, int)}
+        return cls(code, error.message, field=error.field or "body", numbers=numbers)
+
     def failed(self, request: str) -> Failed:
         detail = self.detail.encode("utf-8", "replace")
         return Failed(request, self.code, self.message, dict(self.numbers), detail, self.field)
@@ -66,9 +73,7 @@ def read(command: Submit, engine: Engine) -> Asked:
             prompt, fixed = _prompt(params, engine.vocabulary)
         sampling = sampling_of(params, engine.vocabulary.size)
     except RemoteProtocolError as error:
-        code = "bad_request" if error.code == "bad_message" else error.code
-        message, numbers = error.message, {k: v for k, v in error.numbers.items() if isinstance(v, int)}
-        raise RefusedError(code, message, field=error.field or "body", numbers=numbers) from error
+        raise RefusedError.of(error) from error
     except EngineError as error:
         message = "The backend could not make tokens of the prompt."
         raise RefusedError("bad_request", message, field="prompt", detail=str(error)) from error

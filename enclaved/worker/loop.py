@@ -175,9 +175,7 @@ class EngineLoop:
             self._pooling.begin(
                 TextsJob(
                     command.request,
-                    asked.params,
-                    asked.texts,
-                    asked.truncated,
+                    asked,
                     command.priority,
                     submitted_at,
                     tokenize_seconds,

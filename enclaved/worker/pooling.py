@@ -12,11 +12,12 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from enclave.protocol.bodies import EmbedParams, EmbedResult, Ranked, RerankParams, RerankResult, Timings, Usage
+from enclave.protocol.bodies import EmbedResult, Ranked, RerankParams, RerankResult, Timings, Usage
 from enclave.protocol.methods import write_body
 from enclaved.link.messages import Failed, Finished, FromChild, Measured, Prompted
 from enclaved.plugin.engine import Engine, EngineError, InterruptedStepError, Token
 from enclaved.worker.plan import RANKS
+from enclaved.worker.texts import ReadTexts
 
 
 @dataclass
@@ -24,25 +25,31 @@ class TextsJob:
     """A request to embed or rank, and what it has so far."""
 
     request: str
-    params: EmbedParams | RerankParams
-    texts: list[list[Token]] = field(repr=False)
-    truncated: tuple[int, ...]
+    asked: ReadTexts
     priority: str
     submitted_at: float
     tokenize_seconds: float
     pooled: list[bytes] = field(default_factory=list[bytes], repr=False)
-    first_seconds: float | None = None
+    tokens_done: int = 0
     charged_seconds: float = 0.0
     computing_seconds: float = 0.0
     paused: bool = False
 
-    @property
-    def tokens(self) -> int:
-        return sum(map(len, self.texts))
+    def __post_init__(self) -> None:
+        self.tokens = sum(map(len, self.asked.texts))
 
     @property
-    def tokens_done(self) -> int:
-        return sum(map(len, self.texts[: len(self.pooled)]))
+    def is_done(self) -> bool:
+        return len(self.pooled) == len(self.asked.texts)
+
+    def next_texts(self, count: int) -> list[list[Token]]:
+        """Of those that have no vector yet, the first `count`."""
+        return self.asked.texts[len(self.pooled) : len(self.pooled) + count]
+
+    def take(self, vectors: list[bytes], tokens: int) -> None:
+        """The vectors of its next texts, which have so many tokens."""
+        self.pooled += vectors
+        self.tokens_done += tokens
 
 
 def packed(lengths: Sequence[Sequence[int]], texts_max: int, tokens_max: int) -> list[int]:
@@ -110,9 +117,9 @@ class Pooling:
         """One call of the engine."""
         jobs = [job for job in self._jobs if not job.paused]
         limits = self._engine.capabilities
-        lengths = [[len(text) for text in job.texts[len(job.pooled) :]] for job in jobs]
+        lengths = [[len(text) for text in job.next_texts(limits.sequences)] for job in jobs]
         shares = [
-            (job, job.texts[len(job.pooled) : len(job.pooled) + count])
+            (job, job.next_texts(count))
             for job, count in zip(jobs, packed(lengths, limits.sequences, limits.batch_tokens), strict=True)
             if count
         ]
@@ -134,13 +141,12 @@ class Pooling:
         now = self._clock()
         total = sum(len(text) for _, texts in shares for text in texts)
         for job, texts in shares:
-            job.pooled += vectors[: len(texts)]
+            tokens = sum(map(len, texts))
+            job.take(vectors[: len(texts)], tokens)
             del vectors[: len(texts)]
-            job.charged_seconds += (now - started) * sum(map(len, texts)) / total
+            job.charged_seconds += (now - started) * tokens / total
             job.computing_seconds += now - started
-            if job.first_seconds is None:
-                job.first_seconds = now - job.submitted_at
-            if len(job.pooled) == len(job.texts):
+            if job.is_done:
                 self._jobs.remove(job)
                 self._send(self._finished(job))
             else:
@@ -160,18 +166,19 @@ class Pooling:
             "preempted": 0,
             "context": self._engine.capabilities.context,
         }
-        if isinstance(job.params, RerankParams):
-            ranking = ranked(job.pooled)[: job.params.top]
-            result = RerankResult(ranking=ranking, truncated=job.truncated, usage=usage, timings=timings)
+        params, truncated = job.asked.params, job.asked.truncated
+        if isinstance(params, RerankParams):
+            ranking = ranked(job.pooled)[: params.top]
+            result = RerankResult(ranking=ranking, truncated=truncated, usage=usage, timings=timings)
             return Finished(job.request, header, write_body(result))
         result = EmbedResult(
             count=len(job.pooled),
             dimensions=self._engine.capabilities.embedding_length,
-            truncated=job.truncated,
+            truncated=truncated,
             usage=usage,
             timings=timings,
         )
-        rows = map(normalised, job.pooled) if job.params.normalize else job.pooled
+        rows = map(normalised, job.pooled) if params.normalize else job.pooled
         kind = f"float32[{result.count},{result.dimensions}]"
         return Finished(job.request, header, write_body(result), [[kind, b"".join(rows)]])
 

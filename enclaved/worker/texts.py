@@ -41,8 +41,7 @@ def read_texts(command: Submit, engine: Engine) -> ReadTexts:
         plain = unpack(command.body, BODY_LIMITS, "body")
         params = decode(RerankParams, plain) if ranks else decode(EmbedParams, plain)
     except RemoteProtocolError as error:
-        code = "bad_request" if error.code == "bad_message" else error.code
-        raise RefusedError(code, error.message, field=error.field or "body") from error
+        raise RefusedError.of(error) from error
     count = len(params.documents if isinstance(params, RerankParams) else params.texts)
     size_bytes = count * abilities.embedding_length * FLOAT_BYTES
     if size_bytes > VECTORS_BYTES_MAX:

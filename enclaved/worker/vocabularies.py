@@ -19,12 +19,11 @@ from enclaved.link.messages import FromChild, UseVocabulary, VocabularyRefused, 
 from enclaved.plugin.engine import EngineError, OpenFile, Token, Vocabulary
 from enclaved.plugin.model import FileRole, HeaderError
 from enclaved.worker.heavy import load_attribute
+from enclaved.worker.inspect import shown
 from enclaved.worker.intake import RefusedError
 from enclaved.worker.text.detokenise import Detokeniser
 
 OPEN_MAX = 4
-REASON_CHARACTERS_MAX = 1000
-"""Of a refusal: a sentence or two."""
 
 Opener = Callable[[Sequence[OpenFile]], Vocabulary]
 _Key = tuple[str, tuple[tuple[int, int, int, int], ...]]
@@ -80,8 +79,7 @@ def answered(method: str, body: bytes, vocabulary: Vocabulary) -> TokenizeResult
             return TokenizeResult(tokens=tuple(_encoded(params, vocabulary)))
         return DetokenizeResult(text=_decoded(decode(DetokenizeParams, plain).tokens, vocabulary))
     except RemoteProtocolError as error:
-        code = "bad_request" if error.code == "bad_message" else error.code
-        raise RefusedError(code, error.message, field=error.field or "body") from error
+        raise RefusedError.of(error) from error
 
 
 def _encoded(params: TokenizeParams, vocabulary: Vocabulary) -> list[Token]:
@@ -127,6 +125,4 @@ def _too_large(message: str) -> RefusedError:
 
 
 def _refused(job: UseVocabulary, code: str, reason: str, field: str | None = None) -> VocabularyRefused:
-    # The reason may quote the file, whose texts need not be Unicode.
-    text = reason[:REASON_CHARACTERS_MAX].encode("utf-8", "replace").decode()
-    return VocabularyRefused(job.job, code, text, field)
+    return VocabularyRefused(job.job, code, shown(reason), field)

@@ -40,18 +40,6 @@ CODES = frozenset({"bad_request", "unsupported", "too_large", "bad_model_file"})
 _A = TypeVar("_A", bound=FromChild)
 
 
-class _TookTooLongError(Exception):
-    """The child was busy for too long, and has been ended."""
-
-
-class _DiedError(Exception):
-    """The child died over its job. `tail`: the last words on its stderr."""
-
-    def __init__(self, tail: str) -> None:
-        super().__init__(tail)
-        self.tail = tail
-
-
 class Inspector:
     """Does one job after the other in a child of its own, so that a hostile file costs the others only time."""
 
@@ -78,18 +66,13 @@ class Inspector:
     async def read_header(self, name: str, reader: str, descriptor: int) -> ModelHeader:
         """The header of an open file. Raises RefusalError: `bad_model_file`, `internal`, `shutting_down`."""
         async with self._turn:
-            try:
-                message = await self._ask(
-                    lambda job: ReadHeader(job, reader), [descriptor], HEADER_SECONDS_MAX, (HeaderRead, HeaderRefused)
-                )
-            except _TookTooLongError:
-                raise RefusalError(
-                    "bad_model_file", f"{name}: its header took longer than {HEADER_SECONDS_MAX:.0f} s"
-                ) from None
-            except _DiedError as died:
-                raise RefusalError(
-                    "bad_model_file", f"{name}: reading its header ended the reader", detail=died.tail
-                ) from died
+            message = await self._ask(
+                lambda job: ReadHeader(job, reader),
+                [descriptor],
+                f"{name}: its header",
+                HEADER_SECONDS_MAX,
+                (HeaderRead, HeaderRefused),
+            )
             if isinstance(message, HeaderRefused):
                 raise RefusalError("bad_model_file", f"{name}: {message.message}")
             if len(pack(message.header)) > HEADER_BYTES_MAX:
@@ -117,21 +100,13 @@ class Inspector:
             )
         listed: list[list[str | int]] = [[role, file, size] for role, file, _, size in files]
         async with self._turn:
-            try:
-                message = await self._ask(
-                    lambda job: UseVocabulary(job, opener, listed, method, body),
-                    [descriptor for _, _, descriptor, _ in files],
-                    VOCABULARY_SECONDS_MAX,
-                    (VocabularyUsed, VocabularyRefused),
-                )
-            except _TookTooLongError:
-                raise RefusalError(
-                    "bad_model_file", f"{name}: its vocabulary took longer than {VOCABULARY_SECONDS_MAX:.0f} s"
-                ) from None
-            except _DiedError as died:
-                raise RefusalError(
-                    "bad_model_file", f"{name}: its vocabulary ended the reader", detail=died.tail
-                ) from died
+            message = await self._ask(
+                lambda job: UseVocabulary(job, opener, listed, method, body),
+                [descriptor for _, _, descriptor, _ in files],
+                f"{name}: its vocabulary",
+                VOCABULARY_SECONDS_MAX,
+                (VocabularyUsed, VocabularyRefused),
+            )
         if isinstance(message, VocabularyRefused):
             code = message.code if message.code in CODES else "internal"
             text = f"{name}: {message.message}" if code in ("bad_model_file", "internal") else message.message
@@ -142,10 +117,12 @@ class Inspector:
         self,
         job_of: Callable[[int], ReadHeader | UseVocabulary],
         descriptors: Sequence[int],
+        what: str,
         seconds_max: float,
         kinds: tuple[type[_A], ...],
     ) -> _A:
-        """Raises RefusalError (`internal`, `shutting_down`), _TookTooLongError, _DiedError."""
+        """`what`: the part of the model that is asked for. Raises RefusalError: `bad_model_file`, `internal`,
+        `shutting_down`."""
         await self._wait_left()
         if self._closed:
             raise RefusalError("shutting_down", "The daemon is about to end.")
@@ -173,7 +150,7 @@ class Inspector:
             ) from ended
         except WallsMissingError as error:
             raise RefusalError("internal", f"the reader of model files is not sandboxed: {error}") from error
-        self._under_way = asyncio.ensure_future(self._answer(child, job.job, answer, seconds_max))
+        self._under_way = asyncio.ensure_future(self._answer(child, job.job, answer, what, seconds_max))
         self._under_way.add_done_callback(_mark_seen)
         message = await asyncio.shield(self._under_way)
         if not isinstance(message, kinds):
@@ -181,17 +158,19 @@ class Inspector:
             raise RefusalError("internal", "the reader of model files answered something else")
         return message
 
-    async def _answer(self, child: Child, job: int, answer: asyncio.Future[FromChild], seconds_max: float) -> FromChild:
+    async def _answer(
+        self, child: Child, job: int, answer: asyncio.Future[FromChild], what: str, seconds_max: float
+    ) -> FromChild:
         """What the child says, whether the asker still waits or not. Raises as `_ask` does."""
         try:
             return await asyncio.wait_for(answer, seconds_max)
         except TimeoutError:
             child.kill()
-            raise _TookTooLongError from None
+            raise RefusalError("bad_model_file", f"{what} took longer than {seconds_max:.0f} s") from None
         except ChildEndedError as ended:
             if self._closed:
                 raise RefusalError("shutting_down", "The daemon is about to end.") from ended
-            raise _DiedError(ended.tail) from ended
+            raise RefusalError("bad_model_file", f"{what} ended the reader", detail=ended.tail) from ended
         finally:
             del self._jobs[job]
 
