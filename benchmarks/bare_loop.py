@@ -10,7 +10,7 @@ import ctypes
 import json
 import sys
 import time
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import llama_cpp as typed_llama_cpp
 import numpy as np
@@ -102,16 +102,28 @@ class BareLoop:
         return int(np.argmax(np.ctypeslib.as_array(row, (self._vocabulary,))))
 
 
-def main() -> None:
+class Loop(Protocol):
+    """What is measured, a request at a time."""
+
+    def decode(self, streams: int) -> float: ...
+
+    def prompt(self, tokens: int) -> float: ...
+
+
+def answer_requests(loop: Loop) -> None:
     """Answers requests until stdin ends."""
-    path, cache, sequences, context, threads = sys.argv[1:]
-    loop = BareLoop(
-        path, unified=cache == "unified", sequences=int(sequences), context=int(context), threads=int(threads)
-    )
     for line in sys.stdin:
         request: dict[str, int] = json.loads(line)
         ((kind, amount),) = request.items()
         print(json.dumps(loop.decode(amount) if kind == "decode" else loop.prompt(amount)), flush=True)
+
+
+def main() -> None:
+    """A bare loop that answers requests."""
+    path, cache, sequences, context, threads = sys.argv[1:]
+    answer_requests(
+        BareLoop(path, unified=cache == "unified", sequences=int(sequences), context=int(context), threads=int(threads))
+    )
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ are packed as for the daemon, and then dropped.
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.bare_loop import DECODE_STEPS, PROMPT_TOKENS
+from benchmarks.bare_loop import DECODE_STEPS, PROMPT_TOKENS, answer_requests
 from enclave.protocol.bodies import GenerateParams
 from enclave.protocol.methods import write_body
 from enclave_llama_cpp.engine import LlamaCppEngine
@@ -89,13 +88,9 @@ class WorkerLoop:
 
 
 def main() -> None:
-    """Answers requests until stdin ends."""
+    """A worker's loop that answers requests."""
     path, sequences, context, threads = sys.argv[1:]
-    loop = WorkerLoop(Path(path), sequences=int(sequences), context=int(context), threads=int(threads))
-    for line in sys.stdin:
-        request: dict[str, int] = json.loads(line)
-        ((kind, amount),) = request.items()
-        print(json.dumps(loop.decode(amount) if kind == "decode" else loop.prompt(amount)), flush=True)
+    answer_requests(WorkerLoop(Path(path), sequences=int(sequences), context=int(context), threads=int(threads)))
 
 
 if __name__ == "__main__":
