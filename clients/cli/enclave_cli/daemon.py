@@ -125,7 +125,7 @@ class Daemon(Protocol):
         **options: Unpack[RequestOptions],
     ) -> Ranking: ...
 
-    def tokenize(self, model: str, text: str, /, *, special: bool) -> Sequence[int]: ...
+    def tokenize(self, model: str, text: str, /, *, special: bool, parse_special: bool) -> Sequence[int]: ...
 
     def detokenize(self, model: str, tokens: Sequence[int], /) -> str: ...
 
@@ -151,11 +151,11 @@ class Daemon(Protocol):
         model: str,
         /,
         *,
-        context: int | None,
-        kv_type: str | None,
-        flash_attention: bool | None,
-        threads: int | None,
-        backend: str | None,
+        context: int | None = None,
+        kv_type: str | None = None,
+        flash_attention: bool | None = None,
+        threads: int | None = None,
+        backend: str | None = None,
         progress: Notice,
     ) -> Loading: ...
 

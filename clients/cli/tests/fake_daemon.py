@@ -296,8 +296,8 @@ class FakeDaemon:
         for progress in self.progress:
             (notice or print)(progress)
 
-    def tokenize(self, model: str, text: str, *, special: bool) -> Sequence[int]:
-        self._call("tokenize", model=model, text=text, special=special)
+    def tokenize(self, model: str, text: str, *, special: bool, parse_special: bool) -> Sequence[int]:
+        self._call("tokenize", model=model, text=text, special=special, parse_special=parse_special)
         return self.tokens
 
     def detokenize(self, model: str, tokens: Sequence[int]) -> str:

@@ -106,9 +106,10 @@ def test_a_number_without_a_document_is_no_defect_of_the_command(run: Run, daemo
 @pytest.mark.parametrize(
     ("arguments", "stdin", "sent"),
     [
-        (["Once"], None, {"text": "Once", "special": True}),
-        ([], b"Once\n", {"text": "Once", "special": True}),
-        (["", "--no-special"], b"Once", {"text": "", "special": False}),
+        (["Once"], None, {"text": "Once", "special": True, "parse_special": False}),
+        ([], b"Once\n", {"text": "Once", "special": True, "parse_special": False}),
+        (["", "--no-special"], b"Once", {"text": "", "special": False, "parse_special": False}),
+        (["<s>", "--parse-special"], None, {"text": "<s>", "special": True, "parse_special": True}),
     ],
 )
 def test_tokenize_prints_the_ids_on_one_line(

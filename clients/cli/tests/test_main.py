@@ -108,6 +108,7 @@ def test_the_version_is_printed(run: Run) -> None:
         ["tokenize", "tiny"],
         ["tokenize", "tiny", "two", "words"],
         ["tokenize", "tiny", "--ids", "--no-special", "1"],
+        ["tokenize", "tiny", "--ids", "--parse-special", "1"],
         ["render", "tiny"],
         ["pull"],
         ["pull", " "],

@@ -107,15 +107,7 @@ def command(
     options = {key: value for key, value in {"backend": backend, "context": context}.items() if value is not None}
     with invocation.client() as client, StatusLine(sys.stderr) as status:
         began = time.perf_counter()
-        loaded = client.load(
-            name,
-            context=context,
-            kv_type=None,
-            flash_attention=None,
-            threads=None,
-            backend=backend,
-            progress=shown_on(status, model),
-        ).result()
+        loaded = client.load(name, context=context, backend=backend, progress=shown_on(status, model)).result()
         instance = loaded.instance
         load_seconds = time.perf_counter() - began
         room = (instance.context or COUNT_MAX) - 1

@@ -23,11 +23,14 @@ _SHOWN_COLUMNS_MAX = 40
 @click.argument("model")
 @click.argument("words", nargs=-1, metavar="[TEXT]")
 @click.option("--no-special", is_flag=True, help="Without the special tokens that the vocabulary adds (BOS, EOS).")
+@click.option("--parse-special", is_flag=True, help="Take what is written like a special token for that token.")
 @click.option("--ids", is_flag=True, help="The other way round: TEXT is token ids, of which the text is printed.")
 @json_option("Print one JSON document: {tokens: […]}, or with --ids {text: …}.")
 @no_start_option(hidden=True)
 @click.pass_obj
-def command(invocation: Invocation, model: str, words: tuple[str, ...], no_special: bool, ids: bool) -> None:
+def command(
+    invocation: Invocation, model: str, words: tuple[str, ...], no_special: bool, parse_special: bool, ids: bool
+) -> None:
     """Print a text's token ids, or the text of token ids.
 
     Without TEXT it comes from a pipe, and loses one final newline. The ids are printed on one line. With --ids, ids are
@@ -37,12 +40,14 @@ def command(invocation: Invocation, model: str, words: tuple[str, ...], no_speci
     Examples:
       enclave tokenize tiny "Once upon a time"
       enclave tokenize tiny --no-special < prompt.txt | wc -w
+      enclave tokenize tiny --parse-special "<s>Once"
       enclave tokenize tiny --ids 403 1200 29
       enclave tokenize tiny "Once" | enclave tokenize tiny --ids
     """
     name = reference(model)
-    if ids and no_special:
-        raise usage("--no-special goes with a text, not with --ids", "ids are taken as they are")
+    for option, given in (("--no-special", no_special), ("--parse-special", parse_special)):
+        if ids and given:
+            raise usage(f"{option} goes with a text, not with --ids", "ids are taken as they are")
     if len(words) > 1 and not ids:
         raise usage(
             "a TEXT is one argument", f'put it into quotes: enclave tokenize {shlex.quote(model)} "Once upon a time"'
@@ -58,12 +63,12 @@ def command(invocation: Invocation, model: str, words: tuple[str, ...], no_speci
     if ids:
         _detokenize(invocation, name, ids_in(text))
     else:
-        _tokenize(invocation, name, text, special=not no_special)
+        _tokenize(invocation, name, text, special=not no_special, parse_special=parse_special)
 
 
-def _tokenize(invocation: Invocation, model: str, text: str, *, special: bool) -> None:
+def _tokenize(invocation: Invocation, model: str, text: str, *, special: bool, parse_special: bool) -> None:
     with invocation.client() as client:
-        tokens = client.tokenize(model, text, special=special)
+        tokens = client.tokenize(model, text, special=special, parse_special=parse_special)
     if invocation.json:
         invocation.print_json({"tokens": tokens})
     else:
