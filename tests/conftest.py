@@ -7,15 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from tests.running import SHARED_MODELS, RunningDaemon
 
 StartDaemon = Callable[..., RunningDaemon]
-
-# A busy machine is slow, which is no defect of what it tests.
-settings.register_profile("enclave", deadline=None)
-settings.load_profile("enclave")
 
 
 @pytest.fixture

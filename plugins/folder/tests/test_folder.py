@@ -153,7 +153,7 @@ def test_a_folder_inside_another_is_searched_once(tmp_path: Path) -> None:
     assert names(tmp_path, tmp_path / "in") == ["folder:a.gguf", "folder:in/b.gguf"]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.sampled_from([f"{d}{n}{s}" for d in ("", "p/", "p/q/") for n in "ab" for s in (".gguf", ".onnx")])))
 def test_every_listed_name_resolves_to_itself_and_every_short_one_to_its_model_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, files: set[str]

@@ -290,7 +290,7 @@ _NUMBERS = st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.inte
 _MUTATIONS = st.tuples(_SPOTS, st.sampled_from(["byte", "number", "cut", "insert"]), _NUMBERS)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.lists(st.tuples(_SPOTS, st.sampled_from(["byte", "number", "cut", "insert"]), _NUMBERS), min_size=1, max_size=4)
 )
@@ -313,7 +313,7 @@ def test_a_mutated_header_ends_in_a_header_or_a_reason(mutations: list[tuple[int
         assert outcome.weights_bytes <= len(content)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=300))
 def test_garbage_after_the_magic_ends_in_a_header_or_a_reason(garbage: bytes) -> None:
     assert header_or_reason(b"GGUF\x03\x00\x00\x00" + garbage)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ CHANGING = Sampling(
 
 
 @given(LOGITS, st.integers(0, SIZE + 5), st.sampled_from([Sampling(top_k=3, temperature=0.1), CHANGING]))
-@settings(deadline=None)
 def test_they_are_those_of_the_model_before_all_filters(
     logits: NDArray[np.float32], count: int, sampling: Sampling
 ) -> None:
@@ -58,7 +57,6 @@ def test_none_are_told_unasked() -> None:
 
 
 @given(arrays(np.float32, 700, elements=st.sampled_from([-math.inf, -2.0, 0.0, 1.0, 3.0])), st.integers(0, 710))
-@settings(deadline=None)
 def test_the_likeliest_of_equals_are_those_with_the_lowest_ids(logits: NDArray[np.float32], count: int) -> None:
     numbered: list[tuple[int, float]] = [(token, float(logit)) for token, logit in enumerate(logits)]
     expected = sorted(numbered, key=lambda item: (-item[1], item[0]))[:count]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -68,7 +68,6 @@ _SAMPLINGS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(_LOGITS, _SAMPLINGS, st.sampled_from([number / 97 for number in range(97)]))
 def test_filters_and_draw_are_those_of_the_contract(logits: list[float], sampling: Sampling, draw: float) -> None:
     sampler = Sampler(SIZE)
@@ -116,7 +115,6 @@ _ANY_LOGITS = arrays(
 ).filter(lambda logits: bool(np.isfinite(logits).any()))
 
 
-@settings(deadline=None)
 @given(_ANY_LOGITS, st.floats(0, 1, exclude_max=True), st.lists(st.floats(-9, 9), max_size=SIZE))
 def test_greedy_is_the_argmax_of_the_biased_whatever_the_draw(
     logits: NDArray[np.float32], draw: float, biases: list[float]
@@ -145,7 +143,6 @@ _ANY_SAMPLINGS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(_ANY_LOGITS, _ANY_SAMPLINGS, st.lists(st.floats(0, 1, exclude_max=True), min_size=2, max_size=2))
 def test_the_same_row_gives_the_same_possible_token_and_a_larger_draw_none_likelier(
     logits: NDArray[np.float32], sampling: Sampling, draws: list[float]

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -55,7 +55,6 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 @given(LOGITS, st.sampled_from([0.0, 0.13, 0.5, 0.93, 0.999]), st.sampled_from([0, 7]))
-@settings(deadline=None)
 def test_top_p_keeps_the_likeliest_that_together_make_up_its_share(
     logits: NDArray[np.float32], top_p: float, top_k: int
 ) -> None:
@@ -79,7 +78,6 @@ def test_top_p_is_content_when_its_share_is_just_reached(sampler: Sampler, top_k
 
 
 @given(LOGITS, st.sampled_from([0.03, 0.4, 1.0]), st.sampled_from([0, 5]))
-@settings(deadline=None)
 def test_min_p_keeps_what_is_at_least_its_share_of_the_likeliest(
     logits: NDArray[np.float32], min_p: float, top_k: int
 ) -> None:
@@ -95,7 +93,6 @@ def test_min_p_keeps_what_is_at_least_its_share_of_the_likeliest(
 
 
 @given(LOGITS, st.sampled_from([0.2, 0.63, 0.97]), st.sampled_from([0, 9]))
-@settings(deadline=None)
 def test_typical_keeps_the_tokens_whose_surprise_is_nearest_to_the_entropy(
     logits: NDArray[np.float32], typical_p: float, top_k: int
 ) -> None:
@@ -121,7 +118,6 @@ def test_typical_is_not_led_astray_by_impossible_tokens(sampler: Sampler, top_k:
 
 
 @given(LOGITS, st.sampled_from([0.02, 0.1, 0.3]), st.sampled_from([0.3, 0.99]))
-@settings(deadline=None)
 def test_xtc_leaves_out_all_but_the_last_of_the_likeliest_when_its_draw_says_so(
     logits: NDArray[np.float32], threshold: float, filter_draw: float
 ) -> None:

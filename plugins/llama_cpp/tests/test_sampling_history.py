@@ -40,7 +40,6 @@ def row(sampling: Sampling, history: Sequence[Token], draw: float = 0.0, sequenc
 
 
 @given(LOGITS, HISTORIES, st.sampled_from([-1, 1, 5, 64]), st.data())
-@settings(deadline=None)
 def test_penalties_lower_what_came_before(
     logits: NDArray[np.float32], history: list[Token], last_n: int, data: st.DataObject
 ) -> None:
@@ -147,7 +146,7 @@ _REPETITIVE = st.lists(st.sampled_from([A, A + 1, A + 2, A, A + 1, 3, LINE_END])
     st.lists(st.tuples(st.integers(0, 2), st.sampled_from(_PENALISED), _REPETITIVE, st.integers(0, 9)), max_size=12),
     st.integers(0, 2**32 - 1),
 )
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_outcome_depends_on_the_row_alone(
     vocabulary: Any, rows: list[tuple[int, Sampling, list[Token], int]], seed: int
 ) -> None:

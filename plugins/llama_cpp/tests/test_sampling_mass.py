@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -33,7 +33,6 @@ def sorted_until(
     return order[:last]
 
 
-@settings(deadline=None)
 @given(_KEYS, st.data(), st.sampled_from([0.0, 0.125, 0.5, 0.9, 1.0]), _SIDES)
 def test_the_places_up_to_a_share_are_those_that_sorting_finds(
     keys: NDArray[np.float32], data: st.DataObject, share: float, side: Literal["left", "right"]
@@ -58,7 +57,6 @@ def test_keys_that_are_infinite_come_last_and_never_end_it() -> None:
     assert until(np.array([5.0, 5.0], dtype=np.float32), 0.0, side="left").tolist() == [0]
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float64, st.integers(1, 300), elements=st.floats(0, 100)),
     st.sampled_from([1e-9, 0.1, 1.0, 30.0, 1e9]),
@@ -74,7 +72,6 @@ def test_a_larger_draw_never_falls_on_a_likelier_token(
     assert (keys[low], ids[low]) <= (keys[high], ids[high])
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([1, 7, 300, 2047, 5000]),
     st.integers(1, 400),

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -33,7 +33,6 @@ def surprises(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 @given(LOGITS, st.floats(0.1, 8), st.sampled_from(DRAWS))
-@settings(deadline=None)
 def test_version_2_keeps_what_surprises_no_more_than_its_state_and_steers_it(
     logits: NDArray[np.float32], mu: float, draw: float
 ) -> None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from enclaved.plugin.engine import EngineError, OpenFile, Token
@@ -99,7 +99,6 @@ def test_an_encoders_vocabulary_adds_its_ends(tmp_path: Path, opened: Open) -> N
 
 def test_any_text_comes_back(tiny: OpenedVocabulary) -> None:
     @given(st.text(max_size=60))
-    @settings(deadline=None)
     def comes_back(text: str) -> None:
         tokens = tiny.encode(text, add_special=False, parse_special=False)
         back = b"".join(map(tiny.piece, tokens)).decode("utf-8", "replace")
@@ -146,7 +145,6 @@ def test_any_text_comes_back_exactly_from_bytes(in_bytes: Callable[[str], Opened
     assert vocabulary.encode("hello", add_special=False, parse_special=False) == [257, ord("l"), ord("o")]
 
     @given(st.text(max_size=60))
-    @settings(deadline=None)
     def comes_back(text: str) -> None:
         tokens = vocabulary.encode(text, add_special=False, parse_special=False)
         assert b"".join(map(vocabulary.piece, tokens)) == text.encode()

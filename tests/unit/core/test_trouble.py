@@ -29,7 +29,7 @@ def _run(environment: Environment, events: int, shut_down: bool) -> Environment:
 
 
 @given(random=st.randoms(use_true_random=False), events=st.integers(1, 120), shut_down=st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_every_request_ends_exactly_once_whatever_happens(random: Random, events: int, shut_down: bool) -> None:
     _run(Environment(random), events, shut_down)
 
