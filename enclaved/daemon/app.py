@@ -23,8 +23,8 @@ from enclaved.core.ids import DeviceId
 from enclaved.core.state import Device, Limits, State
 from enclaved.core.story import Story
 from enclaved.daemon.broker import Broker, BrokerSettings
-from enclaved.daemon.catalog import Catalog, HeaderCache
-from enclaved.daemon.clock import SystemClock
+from enclaved.daemon.catalog import Catalog, HeaderCache, Store
+from enclaved.daemon.clock import Clock, SystemClock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.config import Config, DaemonSettings
 from enclaved.daemon.hands import WorkerHands
@@ -40,6 +40,9 @@ from enclaved.plugin.manager import Plugins
 
 CPU = "cpu"
 """The one device for now: the processor with its memory."""
+CATALOG_FILE = "catalog.sqlite"
+STORE_SECONDS_MAX = 1.0
+"""What the catalog gets to write what it is at: a disk may not answer."""
 
 logger = logging.getLogger("enclaved")
 
@@ -71,7 +74,8 @@ class Daemon:
             cores = usable_cores(machine, self.config.table("cpu", CpuSettings).cores_max)
             cpu = Device(DeviceId(CPU), capacity, cores)
             conductor = Conductor(State({cpu.id: cpu}, Limits()), Story(), clock, tasks)
-            models = self._models(supervisor, cores)
+            store = Store(self.places.data / CATALOG_FILE)
+            models = self._models(supervisor, store, clock, cores)
             workers = self.config.table("workers", WorkerSettings)
             hands = WorkerHands(models, supervisor, workers, clock, conductor.post, lambda: methods.looked())
             conductor.employ(hands)
@@ -108,6 +112,7 @@ class Daemon:
             ready.ready(self.endpoint, os.getpid())
             logger.info("enclaved %s serves %s", __version__, self.endpoint)
             supervisor.start_spare()
+            tasks.create_task(models.catalog.begin())
             await stopping.wait()
             logger.info("ending")
             conductor.post(ShutdownAsked("shutdown"))
@@ -116,6 +121,9 @@ class Daemon:
                     await conductor.wait_quiet()
             broker.end_calls(RefusalError("shutting_down", "The daemon is about to end."))
             await supervisor.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STORE_SECONDS_MAX):
+                    await store.close()
             self.places.state_file.unlink(missing_ok=True)
             # Whatever still waits, such as for a disk that does not answer, waits for nobody any more.
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -137,14 +145,14 @@ class Daemon:
             memory_file=self.places.data / "last_backend",
         )
 
-    def _models(self, supervisor: Supervisor, cores: int) -> Models:
+    def _models(self, supervisor: Supervisor, store: Store, clock: Clock, cores: int) -> Models:
         settings = self.config.table("", DaemonSettings)
         sources = [
             (source, SourceContext(self.places.data / source.name, self._settings_of(source.name)))
             for source in self.plugins.sources
         ]
-        catalog = Catalog(sources, settings.aliases, settings.default_model)
-        headers = HeaderCache(supervisor.read_header)
+        catalog = Catalog(store, sources, settings.aliases, settings.default_model, clock.wall)
+        headers = HeaderCache(supervisor.read_header, store, clock.wall)
         instances = self.config.table("instances", InstanceSettings)
         return Models(catalog, headers, self.plugins.backends, instances, device=CPU, cores=cores)
 

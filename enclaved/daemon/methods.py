@@ -10,11 +10,10 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from enclave.protocol.bodies import (
@@ -23,11 +22,9 @@ from enclave.protocol.bodies import (
     HealthResult,
     InstancesResult,
     LoadParams,
-    ModelHeaderInfo,
-    ModelInfo,
     ModelParams,
     ModelShow,
-    ModelsResult,
+    ModelsParams,
     PluginInfo,
     PluginsResult,
     UnloadParams,
@@ -45,19 +42,17 @@ from enclaved.core.ids import InstanceId, ModelKey
 from enclaved.core.reasons import Reason, Why
 from enclaved.core.story import Record, Story
 from enclaved.daemon.broker import Call, refusal_of
-from enclaved.daemon.catalog import OwnNames
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.hands import WorkerHands
+from enclaved.daemon.model_book import ModelBook
 from enclaved.daemon.models import Models, while_open
-from enclaved.daemon.needs import backends_of
 from enclaved.daemon.news import News
 from enclaved.daemon.readahead import read_ahead
 from enclaved.daemon.refusal import RefusalError
 from enclaved.daemon.supervisor import Supervisor
-from enclaved.plugin.hookspecs import Backend
 from enclaved.plugin.manager import PluginLine
-from enclaved.plugin.model import ModelEntry, ModelHeader
+from enclaved.plugin.model import ModelEntry
 
 OWN_BODY_BYTES_MAX = 64 * 1024
 """Of a request that the daemon answers itself. Its body is read in the loop that serves everybody; the largest that
@@ -107,7 +102,9 @@ class Methods:
         self._clock = clock
         self._sessions = sessions
         self._stop = stop
-        self._news = News(conductor.state, hands, self._model_infos, clock)
+        self._book = ModelBook(models.catalog, models.backends)
+        self._news = News(conductor.state, hands, self._book, clock)
+        models.catalog.on_change = self._news.models_changed
         conductor.on_step = self.looked
         self._answers_at_once: dict[str, Callable[[Call, Any], object]] = {
             "daemon.info": self._info,
@@ -260,9 +257,11 @@ class Methods:
 
     # --- models ---
 
-    async def _list_models(self, call: Call, params: Empty) -> bytes:
-        models = await self._news.models()
-        return await asyncio.to_thread(lambda: write_body(ModelsResult(models=tuple(models))))
+    async def _list_models(self, call: Call, params: ModelsParams) -> bytes:
+        if not params.after:
+            await self._book.look()
+        page = await self._book.page(params.after, params.limit)
+        return await asyncio.to_thread(write_body, page)
 
     async def _use_vocabulary(self, call: Call) -> bytes:
         request = call.request
@@ -275,25 +274,10 @@ class Methods:
         async with self._may_use_vocabulary, while_open(entry) as files:
             return await use(entry.name, backend.vocabulary, files, request.method, call.take_body())
 
-    async def _model_infos(self) -> list[ModelInfo]:
-        entries = await self._models.catalog.models()
-        names = await self._models.catalog.own_names()
-        return await asyncio.to_thread(
-            lambda: [ModelInfo(**_model_fields(entry, names, self._models.backends)) for entry in entries]
-        )
-
     async def _show_model(self, call: Call, params: ModelParams) -> ModelShow:
         entry, backend = await self._models.choose(params.model, None)
         header, _ = await self._models.header(entry, backend)
-        names = await self._models.catalog.own_names()
-        fields = await asyncio.to_thread(_model_fields, entry, names, self._models.backends)
-        fields["capabilities"] = header.capabilities
-        return ModelShow(
-            **fields,
-            header=_header_info(header),
-            files=tuple(file.path for file in entry.files),
-            problem=backend.refuse(header),
-        )
+        return await self._book.show(entry, header, backend.refuse(header))
 
     # --- the daemon ---
 
@@ -315,10 +299,12 @@ class Methods:
     def _health(self, call: Call, params: Empty) -> HealthResult:
         state = self._conductor.state
         waiting = len(state.waiting())
-        problems = tuple(f"plugin {line.name}: {line.problem}" for line in self._plugins if line.state == "failed")
+        problems = [f"plugin {line.name}: {line.problem}" for line in self._plugins if line.state == "failed"]
+        if self._models.catalog.problem is not None:
+            problems.append(self._models.catalog.problem)
         return HealthResult(
             status="degraded" if problems else "ok",
-            problems=problems,
+            problems=tuple(problems),
             uptime_seconds=self._clock.wall() - self._identity.started,
             instances=len(state.instances),
             queued=waiting,
@@ -437,42 +423,3 @@ def _why_record(record: Record, offset: float) -> WhyRecord:
         del data[shown]
     kind = f"{data.pop('kind')} {data.pop('name')}"
     return WhyRecord(number=record.number, at=record.at + offset, kind=kind, cause=record.because, data=data)
-
-
-def _header_info(header: ModelHeader) -> ModelHeaderInfo:
-    return ModelHeaderInfo(
-        format=header.format,
-        architecture=header.architecture,
-        parameters=header.parameters,
-        quantisation=header.quantisation,
-        context_length=header.context_length,
-        embedding_length=header.embedding_length or None,
-        layers=header.block_count or None,
-        vocabulary_size=header.vocabulary_size or None,
-        template=header.template_bytes > 0,
-        licence=header.licence,
-        name=header.name,
-    )
-
-
-def _model_fields(entry: ModelEntry, names: OwnNames, backends: Mapping[str, Backend]) -> dict[str, Any]:
-    """In a thread: it looks at the files."""
-    return {
-        "name": entry.name,
-        "source": entry.source,
-        "size": _size_bytes(entry),
-        "backends": tuple(backends_of(entry, backends)),
-        "capabilities": entry.header.capabilities if entry.header is not None else (),
-        "note": entry.note or "",
-        "path": entry.files[0].path if entry.files else None,
-        "default": entry.name == names.default,
-        "aliases": names.aliases.get(entry.name, ()),
-    }
-
-
-def _size_bytes(entry: ModelEntry) -> int:
-    size = 0
-    for file in entry.files:
-        with suppress(OSError):
-            size += Path(file.path).stat().st_size
-    return size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,9 +57,15 @@ def choose_backend(entry: ModelEntry, backends: Mapping[str, Backend], wanted: s
 
 def backends_of(entry: ModelEntry, backends: Mapping[str, Backend]) -> list[str]:
     """The names of the installed backends that may run a model, by its entry or its first file's name."""
-    if entry.backends:
-        return [name for name in entry.backends if name in backends]
-    return [name for name, backend in backends.items() if entry.files and _recognises(backend, entry.files[0].name)]
+    return backends_for(entry.backends, entry.files[0].path if entry.files else None, backends)
+
+
+def backends_for(only: Sequence[str], path: str | None, backends: Mapping[str, Backend]) -> list[str]:
+    """The names of the installed backends that may run a model: of `only`, else by the name of its first file."""
+    if only or path is None:
+        return [name for name in only if name in backends]
+    file_name = path.rpartition("/")[2]
+    return [name for name, backend in backends.items() if _recognises(backend, file_name)]
 
 
 def _recognises(backend: Backend, file_name: str) -> bool:

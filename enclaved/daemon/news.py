@@ -1,23 +1,38 @@
 """What subscribers of `events.subscribe` hear: looks at instances and devices when the core has made steps, and at the
-models whenever somebody lists them."""
+models that the catalog says have changed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
 
 from enclave.protocol.bodies import EVENT_TOPICS, EventsParams, JsonMap, ModelInfo
 from enclave.protocol.codec import encode
 from enclaved.core.memory import booked_bytes
 from enclaved.core.state import State
 from enclaved.daemon.broker import Call
+from enclaved.daemon.catalog import Changes
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.hands import WorkerHands
-from enclaved.daemon.observe import EventHub
+from enclaved.daemon.observe import EventHub, Subscription
 
 _RESTLESS = frozenset({"loaded_seconds"})
 """Fields that change by themselves all the time; who wants them asks for the list."""
+
+
+class ModelBook(Protocol):
+    """Where the models come from."""
+
+    async def look(self) -> None:
+        """Looks at every source anew."""
+        ...
+
+    async def infos(self, names: Sequence[str]) -> Sequence[ModelInfo]:
+        """Those of these models that are there."""
+        ...
+
+    async def all_infos(self) -> Sequence[ModelInfo]: ...
 
 
 class News:
@@ -27,15 +42,15 @@ class News:
         self,
         state: State,
         hands: WorkerHands,
-        list_models: Callable[[], Awaitable[Sequence[ModelInfo]]],
+        models: ModelBook,
         clock: Clock,
     ) -> None:
         self._state = state
         self._hands = hands
-        self._list_models = list_models
+        self._models = models
         self._hub = EventHub(EVENT_TOPICS, clock.wall)
-        self._listing = asyncio.Lock()
-        """Of two looks at the models the later one counts."""
+        self._telling_models = asyncio.Lock()
+        """Of two changes of the models the later one is told later."""
         self._will_look = False
 
     def looked(self) -> None:
@@ -52,27 +67,36 @@ class News:
         if self._hub.is_watched("hardware"):
             self._hub.see("hardware", self._devices())
 
-    async def models(self) -> Sequence[ModelInfo]:
-        """The models as they are now; who subscribes to them hears what has changed."""
-        async with self._listing:
-            found = await self._list_models()
-            self._hub.see("models", await asyncio.to_thread(lambda: {info.name: encode(info) for info in found}))
-            return found
+    async def models_changed(self, changes: Changes) -> None:
+        """The catalog has changed so; who subscribes to the models hears of it."""
+        if not self._hub.is_watched("models"):
+            return
+        async with self._telling_models:
+            infos = await self._models.infos((*changes.added, *changes.changed))
+            self._hub.update("models", await _by_name(infos), gone=changes.removed)
 
     async def subscribe(self, call: Call, params: EventsParams) -> NoReturn:
         """Tells the call's client of these topics until it is cancelled."""
         topics = tuple(dict.fromkeys(params.topics)) or EVENT_TOPICS
-        if "models" in topics:
-            await self.models()
-        self._hub.see("instances", self._instances())
-        self._hub.see("hardware", self._devices())
-        subscription = self._hub.subscribe(call, topics)
-        call.on_drained = subscription.drained
+        if "models" not in topics:
+            subscription = self._subscribed(call, topics)
+        else:
+            await self._models.look()
+            async with self._telling_models:
+                self._hub.see("models", await _by_name(await self._models.all_infos()))
+                subscription = self._subscribed(call, topics)
         try:
             while True:
                 await asyncio.Event().wait()
         finally:
             self._hub.end(subscription)
+
+    def _subscribed(self, call: Call, topics: Sequence[str]) -> Subscription:
+        self._hub.see("instances", self._instances())
+        self._hub.see("hardware", self._devices())
+        subscription = self._hub.subscribe(call, topics)
+        call.on_drained = subscription.drained
+        return subscription
 
     def _instances(self) -> dict[str, JsonMap]:
         return {
@@ -94,3 +118,8 @@ class News:
             }
             for device in self._state.devices.values()
         }
+
+
+async def _by_name(infos: Sequence[ModelInfo]) -> dict[str, JsonMap]:
+    """In a thread: there may be ten thousand."""
+    return await asyncio.to_thread(lambda: {info.name: encode(info) for info in infos})

@@ -284,8 +284,13 @@ class AsyncClient:
     # --- models and instances ----------------------------------------------------------------------------------------
 
     async def models(self) -> list[ModelInfo]:
-        """The catalog."""
-        return list((await self._ask(calls.models())).models)
+        """The catalog, by name."""
+        page = await self._ask(calls.models(""))
+        found = list(page.models)
+        while page.next is not None:
+            page = await self._ask(calls.models(page.next))
+            found += page.models
+        return found
 
     async def show(self, model: ModelName) -> ModelShow:
         """One model with what its header says."""

@@ -24,6 +24,7 @@ from enclave.protocol.bodies import (
     InfillParams,
     LoadParams,
     ModelParams,
+    ModelsParams,
     PinParams,
     PrefillParams,
     PrefixParams,
@@ -42,6 +43,8 @@ from enclave.protocol.messages import Priority, Progress, Request
 from enclave.protocol.methods import METHODS, write_body
 from enclave.protocol.records import record
 
+MODELS_A_PAGE = 500
+"""Enough for most catalogs, little enough to be told at once."""
 PriorityName = Literal["interactive", "normal", "background"]
 Message = Mapping[str, object]
 """One message of a conversation: role, content, …"""
@@ -313,9 +316,9 @@ def unload(model: str | None, instance: str | None) -> Call:
     return _call("instances.unload", None, UnloadParams, {"model": model, "instance": instance}, {})
 
 
-def models() -> Call:
-    """The catalog."""
-    return _call("models.list", None, Empty, {}, {})
+def models(after: str) -> Call:
+    """A page of the catalog."""
+    return _call("models.list", None, ModelsParams, {"after": after, "limit": MODELS_A_PAGE}, {})
 
 
 def show(model: str) -> Call:

@@ -303,8 +303,13 @@ class Client:
     # --- models and instances ----------------------------------------------------------------------------------------
 
     def models(self) -> list[ModelInfo]:
-        """The catalog."""
-        return list(self._ask(calls.models()).models)
+        """The catalog, by name."""
+        page = self._ask(calls.models(""))
+        found = list(page.models)
+        while page.next is not None:
+            page = self._ask(calls.models(page.next))
+            found += page.models
+        return found
 
     def show(self, model: ModelName) -> ModelShow:
         """One model with what its header says."""

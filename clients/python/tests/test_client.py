@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import signal
 import sys
@@ -17,7 +18,19 @@ import enclave
 from enclave.client import Client
 from enclave.connection import Connection
 from enclave.conversation import Conversation
-from enclave.protocol import Cancel, Credit, Hello, Limits, Pong, Progress, Request, Result, failure, write_body
+from enclave.protocol import (
+    Cancel,
+    Credit,
+    Hello,
+    Limits,
+    Pong,
+    Progress,
+    Request,
+    Result,
+    failure,
+    read_params,
+    write_body,
+)
 from enclave.protocol.bodies import InstanceInfo, LoadResult, ModelInfo, ModelsResult
 from enclave.protocol.session import Role, Session
 
@@ -276,6 +289,26 @@ def test_lists_come_as_lists_of_typed_rows(client: Client, daemon: ScriptedDaemo
     )
     (model,) = client.models()
     assert (model.name, model.size, model.capabilities) == ("tiny", 5, ("generate",))
+
+
+def test_the_models_come_from_all_pages(client: Client, daemon: ScriptedDaemon) -> None:
+    names = [f"m{number}" for number in range(7)]
+
+    def page(exchange: Exchange) -> None:
+        after = read_params(exchange.request).after
+        begin = names.index(after) + 1 if after else 0
+        models = tuple(ModelInfo(name=name, source="one", size=0) for name in names[begin : begin + 3])
+        more = models[-1].name if begin + 3 < len(names) else None
+        exchange.send(Result(id=exchange.request.id, body=write_body(ModelsResult(models=models, next=more))))
+
+    daemon.answers["models.list"] = page
+    assert [model.name for model in client.models()] == names
+    assert asyncio.run(_names_of(daemon)) == names
+
+
+async def _names_of(daemon: ScriptedDaemon) -> list[str]:
+    async with enclave.AsyncClient(endpoint=daemon.address, start=False) as client:
+        return [model.name for model in await client.models()]
 
 
 def test_a_vanished_daemon_ends_open_requests_and_the_next_call_says_so(client: Client, daemon: ScriptedDaemon) -> None:

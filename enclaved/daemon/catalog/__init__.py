@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from enclaved.daemon.catalog.catalog import Catalog, OwnNames
+from enclaved.daemon.catalog.catalog import Catalog, OwnNames, Page
 from enclaved.daemon.catalog.files import FileIdentity, identity_of, open_model_file
 from enclaved.daemon.catalog.headers import HeaderCache
+from enclaved.daemon.catalog.records import Changes, Line
+from enclaved.daemon.catalog.store import Store
 
-__all__ = ["Catalog", "FileIdentity", "HeaderCache", "OwnNames", "identity_of", "open_model_file"]
+__all__ = [
+    "Catalog",
+    "Changes",
+    "FileIdentity",
+    "HeaderCache",
+    "Line",
+    "OwnNames",
+    "Page",
+    "Store",
+    "identity_of",
+    "open_model_file",
+]

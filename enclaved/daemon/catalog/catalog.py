@@ -1,29 +1,40 @@
-"""What a reference means, by asking in this order: aliases, paths, then each source.
+"""Which models there are, and what a reference means, by asking in this order: aliases, paths, then each source.
 
-Sources touch the disk, so they are asked in a thread.
+What the sources list is kept in the store, so that a list of ten thousand models is read page by page and told at once
+after a start. Sources touch the disk, so they are asked in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from sqlite3 import Connection
 
+from enclave.protocol.messages import REFERENCE_LENGTH_MAX
+from enclaved.daemon.catalog.files import FileIdentity
+from enclaved.daemon.catalog.fresh import Fresh
+from enclaved.daemon.catalog.records import (
+    Changes,
+    Line,
+    Listed,
+    count_models,
+    forget_sources_but,
+    lines_named,
+    lines_of_models,
+    names_of_models,
+    replace_models,
+)
+from enclaved.daemon.catalog.references import entry_of_path, looks_like_a_path, without_alias
+from enclaved.daemon.catalog.store import Store
 from enclaved.daemon.refusal import RefusalError
 from enclaved.plugin.hookspecs import Source, SourceContext
-from enclaved.plugin.model import ModelEntry, ModelFile, ModelName
+from enclaved.plugin.model import ModelEntry, ModelName
 
 logger = logging.getLogger("enclaved.catalog")
-
-ALIASES_DEEP = 8
-"""An alias may name an alias; so many times, so that a circle ends."""
-
-PATH_SOURCE = "path"
-"""What `ModelEntry.source` says of a file that was named by its path."""
 
 
 @dataclass(frozen=True)
@@ -35,24 +46,76 @@ class OwnNames:
     aliases: Mapping[ModelName, tuple[str, ...]]
 
 
+@dataclass(frozen=True)
+class Page:
+    """Some of the models, by name."""
+
+    lines: Sequence[Line]
+    has_more: bool
+    total: int
+    """Models in all."""
+
+
 class Catalog:
     """The models of every source, and the user's own names for them."""
 
     def __init__(
-        self, sources: Sequence[tuple[Source, SourceContext]], aliases: Mapping[str, str], default_model: str
+        self,
+        store: Store,
+        sources: Sequence[tuple[Source, SourceContext]],
+        aliases: Mapping[str, str],
+        default_model: str,
+        wall: Callable[[], float],
     ) -> None:
+        """`wall` gives the time in seconds since 1970."""
+        self._store = store
         self._sources = sources
         self._aliases = aliases
         self._default_model = default_model
+        self._wall = wall
+        self._looking = Fresh(self._look)
+        self.on_change: Callable[[Changes], Awaitable[None]] = _unheard
+        """Told what a look at a source found to be different."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why what is learned now may be lost at the daemon's end."""
+        return self._store.problem
+
+    async def begin(self) -> None:
+        """The first look, for which nobody waits."""
+        try:
+            await self.look()
+        except RefusalError:  # the daemon is about to end
+            return
+        except Exception:
+            logger.exception("the first look at the sources failed")
+
+    async def look(self) -> None:
+        """Looks at every source anew. A source that fails keeps what it listed last."""
+        await self._looking.run()
+
+    async def page(self, after: str, limit: int) -> Page:
+        """The models as they were listed last, by name: `limit` of them behind the name `after`."""
+
+        def read(connection: Connection) -> Page:
+            lines, has_more = lines_of_models(connection, after, limit)
+            return Page(lines, has_more, count_models(connection))
+
+        return await self._store.read(read)
+
+    async def lines(self, names: Sequence[str]) -> list[Line]:
+        """Those of these models that are there, as they were listed last."""
+        return await self._store.read(lambda connection: lines_named(connection, names))
 
     async def resolve(self, reference: str | None) -> ModelEntry:
         """The model that a reference means; without one, the default model.
 
         Raises RefusalError: `model_not_found`, `bad_reference`, `model_unreadable`.
         """
-        wanted = self._without_alias(reference or self._default_model)
+        wanted = without_alias(reference or self._default_model, self._aliases)
         if looks_like_a_path(wanted):
-            return _entry_of_path(wanted)
+            return entry_of_path(wanted)
         failed: list[str] = []
         for source, context in self._sources:
             try:
@@ -71,16 +134,6 @@ class Catalog:
             raise RefusalError("model_not_found", f"there is no model {wanted!r}; {', '.join(failed)} failed to look")
         raise await self._not_found(wanted)
 
-    async def models(self) -> list[ModelEntry]:
-        """Every model of every source that is on this machine now. A source that fails offers none."""
-        found: list[ModelEntry] = []
-        for source, context in self._sources:
-            try:
-                found += await asyncio.to_thread(_models_of, source, context)
-            except Exception:
-                logger.exception("the source %s failed", source.name)
-        return found
-
     async def own_names(self) -> OwnNames:
         """What the user calls the models. A name that leads nowhere is left out."""
         default: ModelName | None = None
@@ -92,59 +145,60 @@ class Catalog:
                 aliases.setdefault((await self.resolve(alias)).name, []).append(alias)
         return OwnNames(default, {name: tuple(found) for name, found in aliases.items()})
 
-    def _without_alias(self, reference: str) -> str:
-        for _ in range(ALIASES_DEEP):
-            if self._aliases.get(reference, reference) == reference:
-                return _expanded(reference) if reference.startswith("~") else reference
-            reference = self._aliases[reference]
-        raise RefusalError("bad_reference", f"the alias {reference} leads back to itself")
+    async def _look(self) -> None:
+        names = [source.name for source, _ in self._sources]
+        await self._store.write(lambda connection: forget_sources_but(connection, names))
+        for source, context in self._sources:
+            try:
+                found = await asyncio.to_thread(_listed_by, source, context)
+            except Exception:
+                logger.exception("the source %s failed", source.name)
+                continue
+            changes = await self._replace(source.name, found)
+            if changes:
+                await self.on_change(changes)
+
+    async def _replace(self, source: str, found: Sequence[Listed]) -> Changes:
+        now = self._wall()
+        return await self._store.write(lambda connection: replace_models(connection, source, found, now))
 
     async def _not_found(self, wanted: str) -> RefusalError:
         import difflib  # only when something is wrong: it would slow every start
 
-        names = [entry.name for entry in await self.models()] + list(self._aliases)
-        near = difflib.get_close_matches(wanted, names, n=1)
+        await self.look()
+        names = await self._store.read(names_of_models)
+        near = difflib.get_close_matches(wanted, [*names, *self._aliases], n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         return RefusalError(
             "model_not_found", f"there is no model {wanted!r}", hint=f"{hint}`enclave list` shows the models."
         )
 
 
-def _models_of(source: Source, context: SourceContext) -> list[ModelEntry]:
-    return [entry for entry in source.models(context) if _can_be_told(entry)]
+async def _unheard(_: Changes) -> None: ...
+
+
+def _listed_by(source: Source, context: SourceContext) -> list[Listed]:
+    return [_listed(entry) for entry in source.models(context) if _can_be_told(entry)]
+
+
+def _listed(entry: ModelEntry) -> Listed:
+    """An entry with what the disk says of its files; what cannot be looked at counts nothing."""
+    size_bytes = 0
+    identity: str | None = None
+    for number, file in enumerate(entry.files):
+        with suppress(OSError, ValueError):
+            status = Path(file.path).stat()
+            size_bytes += status.st_size
+            if number == 0:
+                identity = str(FileIdentity.of(status))
+    return Listed(entry, size_bytes, identity)
 
 
 def _can_be_told(entry: ModelEntry) -> bool:
-    """Whether its names are Unicode: a file's name need not be, and no client could name it."""
+    """Whether a client could name it: a file's name need not be Unicode, and a path may be long."""
     try:
         for text in (entry.name, *(file.path for file in entry.files)):
             text.encode()
     except UnicodeEncodeError:
         return False
-    return True
-
-
-def _expanded(path: str) -> str:
-    try:
-        return str(Path(path).expanduser())
-    except RuntimeError as error:
-        raise RefusalError("bad_reference", f"{path}: there is no such home folder") from error
-
-
-def looks_like_a_path(reference: str) -> bool:
-    """Whether a reference names a file by its path rather than a model by its name."""
-    source, colon, _ = reference.partition(":")
-    if colon and source.isidentifier():
-        return False
-    return "/" in reference or reference.startswith((".", "~"))
-
-
-def _entry_of_path(path: str) -> ModelEntry:
-    if not Path(path).is_absolute():
-        raise RefusalError(
-            "bad_reference",
-            f"{path} is a relative path, and the daemon does not know relative to what",
-            hint="Give the whole path, from /.",
-        )
-    path = os.path.normpath(path)
-    return ModelEntry(ModelName(path), PATH_SOURCE, (ModelFile("weights", path),))
+    return len(entry.name) <= REFERENCE_LENGTH_MAX

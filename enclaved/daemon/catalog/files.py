@@ -18,6 +18,11 @@ class FileIdentity:
     size_bytes: int
     modified_ns: int
 
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        """What the system says of a file."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
     def __str__(self) -> str:
         return f"file:{self.device:x}-{self.inode:x}-{self.size_bytes}-{self.modified_ns}"
 
@@ -45,7 +50,7 @@ def open_model_file(path: str) -> tuple[int, FileIdentity]:
         raise RefusalError(
             "model_unreadable", f"{path}: this is {what}, not a model file", hint="Name the model's file itself."
         )
-    return descriptor, FileIdentity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return descriptor, FileIdentity.of(status)
 
 
 def identity_of(path: str) -> FileIdentity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enclaved.daemon.observe.events import EventHub
+from enclaved.daemon.observe.events import EventHub, Subscription
 from enclaved.daemon.observe.log import LogSettings, open_log
 
-__all__ = ["EventHub", "LogSettings", "open_log"]
+__all__ = ["EventHub", "LogSettings", "Subscription", "open_log"]

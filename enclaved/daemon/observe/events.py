@@ -7,7 +7,7 @@ that it is behind, and gets a new snapshot when it reads again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,7 +39,7 @@ class Reader(Protocol):
 
 @dataclass
 class _Topic:
-    things: Mapping[str, JsonMap] = field(default_factory=dict[str, JsonMap])
+    things: dict[str, JsonMap] = field(default_factory=dict[str, JsonMap])
     number: int = 0
     """Changes so far."""
 
@@ -93,15 +93,20 @@ class EventHub:
 
     def see(self, topic: str, things: Mapping[str, JsonMap]) -> None:
         """This is what the topic consists of now."""
-        known = self._topics[topic]
-        before, known.things = known.things, dict(things)
-        for key in before:
-            if key not in things:
-                self._tell(topic, "removed", key, before[key])
+        self.update(topic, things, gone=[key for key in self._topics[topic].things if key not in things])
+
+    def update(self, topic: str, things: Mapping[str, JsonMap], *, gone: Iterable[str] = ()) -> None:
+        """These things of the topic are so now, those are gone; the others are as they were."""
+        known = self._topics[topic].things
+        for key in gone:
+            if key in known:
+                self._tell(topic, "removed", key, known.pop(key))
         for key, thing in things.items():
-            if key not in before:
+            before = known.get(key)
+            known[key] = thing
+            if before is None:
                 self._tell(topic, "added", key, thing)
-            elif thing != before[key]:
+            elif thing != before:
                 self._tell(topic, "changed", key, thing)
 
     def subscribe(self, reader: Reader, topics: Sequence[str]) -> Subscription:

@@ -15,6 +15,8 @@ from enclaved.core.ids import ClientId
 from enclaved.daemon.broker.call import Call
 from enclaved.daemon.broker.connection import Connection
 from enclaved.daemon.broker.peer import Peer
+from enclaved.daemon.catalog import Catalog, HeaderCache, Store
+from enclaved.daemon.catalog.headers import ReadHeader
 from enclaved.daemon.supervisor.child import Child, ChildEndedError
 from enclaved.daemon.supervisor.worker import Worker
 from enclaved.link.framing import LinkError
@@ -85,6 +87,34 @@ def an_entry(
 
 def context_of(folder: Path) -> SourceContext:
     return SourceContext(folder)
+
+
+_stores: list[Store] = []
+
+
+def a_store(path: Path | None = None) -> Store:
+    """A store that is closed when the test ends."""
+    store = Store(path)
+    _stores.append(store)
+    return store
+
+
+def close_stores() -> None:
+    while _stores:
+        asyncio.run(_stores.pop().close())
+
+
+def catalog_of(
+    *sources: Source, aliases: Mapping[str, str] | None = None, default: str = "tiny", store: Store | None = None
+) -> Catalog:
+    """A catalog of these sources, at a time that stands still."""
+    contexts = [(source, context_of(Path("/nowhere"))) for source in sources]
+    return Catalog(store or a_store(), contexts, aliases or {}, default, lambda: 1000.0)
+
+
+def headers_by(read: ReadHeader, store: Store | None = None) -> HeaderCache:
+    """Headers that are read so."""
+    return HeaderCache(read, store or a_store(), lambda: 1000.0)
 
 
 class StandInClock:
@@ -177,6 +207,7 @@ class Conversation:
         """Calls that were put off and are to be answered now."""
         self._unread: list[list[bytes]] = []
         self._reading = False
+        self._arrived = asyncio.Event()
         self.client = Session(Role.CLIENT)
         self.connection = Connection(
             Peer(),
@@ -233,10 +264,17 @@ class Conversation:
                     self.connection.answered(pong)
                 else:
                     self.received.append(message)
+                    self._arrived.set()
         self._reading = False
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.received if isinstance(message, kind)]
+
+    async def wait_received(self, kind: type[Any]) -> None:
+        """Waits until the client got a message of this kind."""
+        while not self.of(kind):
+            self._arrived.clear()
+            await self._arrived.wait()
 
     def _to_daemon(self, message: Any) -> list[Message]:
         return self.connection.session.receive(self.client.send(message))

@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from stand_ins import Conversation, StandInBackend, StandInChild, StandInSource, a_worker, an_entry, context_of
+from stand_ins import (
+    Conversation,
+    StandInBackend,
+    StandInChild,
+    StandInSource,
+    a_worker,
+    an_entry,
+    catalog_of,
+    headers_by,
+)
 
 from enclave.protocol.errors import ERROR_CODES
 from enclave.protocol.messages import NAME_LENGTH_MAX, Error, Progress, Result
@@ -34,7 +42,6 @@ from enclaved.core.reasons import Reason, Why
 from enclaved.core.state import Device, Instance, State
 from enclaved.core.state import Request as WaitingRequest
 from enclaved.core.story import Story
-from enclaved.daemon.catalog import Catalog, HeaderCache
 from enclaved.daemon.clock import SystemClock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.hands import ASKERS_MAX, WorkerHands
@@ -98,14 +105,14 @@ class Bench:
     def __init__(self, cancel_seconds_max: float = 10.0, post: Callable[[Event], None] | None = None) -> None:
         header = ModelHeader(format="x", architecture="y", context_length=100)
         entry = an_entry(name="m", backends=("x",), header=header)
-        catalog = Catalog([(StandInSource("one", [entry]), context_of(Path("/nowhere")))], {}, "m")
+        catalog = catalog_of(StandInSource("one", [entry]), default="m")
 
         async def no_header(*_: Any) -> ModelHeader:
             raise AssertionError("the entry has its header")
 
         self.models = Models(
             catalog,
-            HeaderCache(no_header),
+            headers_by(no_header),
             {"x": StandInBackend("x")},
             InstanceSettings(),
             device="cpu",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from stand_ins import Conversation, StandInBackend, StandInClock, StandInSource, an_entry, context_of
+from stand_ins import Conversation, StandInBackend, StandInClock, StandInSource, an_entry, catalog_of, headers_by
 
 from enclave.protocol import Error, Result, write_body
 from enclave.protocol.bodies import LoadParams, UnloadParams, WhyParams
@@ -18,7 +17,6 @@ from enclaved.core.state import Device, Instance, State
 from enclaved.core.story import Story
 from enclaved.daemon import methods as answering
 from enclaved.daemon.broker import Call
-from enclaved.daemon.catalog import Catalog, HeaderCache
 from enclaved.daemon.clock import SystemClock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.hands import WorkerHands
@@ -73,13 +71,13 @@ class Bench:
     def __init__(self) -> None:
         entry = an_entry(name="m", backends=("x",), header=ModelHeader(format="x", architecture="y"))
         self.source = StandInSource("one", [entry])
-        catalog = Catalog([(self.source, context_of(Path("/nowhere")))], {}, "m")
+        catalog = catalog_of(self.source, default="m")
 
         async def no_header(*_: Any) -> ModelHeader:
             raise AssertionError("the entry has its header")
 
         backends = {"x": StandInBackend("x")}
-        models = Models(catalog, HeaderCache(no_header), backends, InstanceSettings(), device="cpu", cores=2)
+        models = Models(catalog, headers_by(no_header), backends, InstanceSettings(), device="cpu", cores=2)
         self.models = models
         self.hands = StandInHands()
         self.conductor = StandInConductor()

@@ -8,11 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from stand_ins import StandInBackend, StandInSource, an_entry, context_of
+from stand_ins import StandInBackend, StandInSource, an_entry, catalog_of, headers_by
 
 from enclaved.core.events import Wish
 from enclaved.core.ids import ModelKey
-from enclaved.daemon.catalog import Catalog, HeaderCache
 from enclaved.daemon.catalog.headers import ReadHeader
 from enclaved.daemon.models import KNOWN_MAX, READINGS_MAX, Models, open_files
 from enclaved.daemon.needs import InstanceSettings
@@ -34,9 +33,9 @@ async def _header(name: str, reader: str, descriptor: int) -> ModelHeader:
 
 def _models(*entries: ModelEntry, read: ReadHeader = _header) -> Models:
     source = StandInSource("one", entries)
-    catalog = Catalog([(source, context_of(Path("/nowhere")))], {}, "tiny")
+    catalog = catalog_of(source)
     backends = {"x": ReadingBackend("x"), "y": ReadingBackend("y")}
-    return Models(catalog, HeaderCache(read), backends, InstanceSettings(), device="cpu", cores=2)
+    return Models(catalog, headers_by(read), backends, InstanceSettings(), device="cpu", cores=2)
 
 
 async def _key(models: Models, reference: str, backend: str | None = None) -> ModelKey:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, TypeAlias, get_args
 
 from enclave.protocol.codec import Bounds
-from enclave.protocol.messages import COUNT_MAX, Count, Name, Reference, Total
+from enclave.protocol.messages import COUNT_MAX, REFERENCE_LENGTH_MAX, Count, Name, Reference, Total
 from enclave.protocol.records import record
 
 TokenId: TypeAlias = Annotated[int, Bounds(0, COUNT_MAX)]
@@ -418,10 +418,24 @@ class ModelInfo:
 
 
 @record
+class ModelsParams:
+    """A page of the catalog."""
+
+    after: Annotated[str, Bounds(0, REFERENCE_LENGTH_MAX)] = ""
+    """The name behind which it begins; unset: at the beginning."""
+    limit: Annotated[int, Bounds(1, 1000)] = 100
+    """Models at most."""
+
+
+@record
 class ModelsResult:
-    """Every model in the catalog, by name."""
+    """Models of the catalog, by name."""
 
     models: tuple[ModelInfo, ...] = ()
+    next: str | None = None
+    """What `after` has to be for the next page; unset on the last one."""
+    total: Count = 0
+    """Models in all."""
 
 
 @record

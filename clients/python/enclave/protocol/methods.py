@@ -35,6 +35,7 @@ from enclave.protocol.bodies import (
     LoadResult,
     ModelParams,
     ModelShow,
+    ModelsParams,
     ModelsResult,
     PinParams,
     PluginsResult,
@@ -119,7 +120,7 @@ _ROWS = (
     _daemon("daemon.health", Empty, HealthResult, built=True),
     _daemon("daemon.metrics", Empty, Table),
     _change("daemon.shutdown", ShutdownParams, built=True),
-    _daemon("models.list", Empty, ModelsResult, built=True),
+    _daemon("models.list", ModelsParams, ModelsResult, built=True),
     Method("models.show", ModelParams, ModelShow, None, AnsweredBy.INSPECTOR, Right.USE),
     Method("models.search", SearchParams, Table, None, AnsweredBy.FETCHER, Right.USE, built=False),
     Method(

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from stand_ins import StandInSource, an_entry, context_of
+from stand_ins import StandInSource, an_entry, catalog_of
 
 from enclaved.daemon.catalog import Catalog
 from enclaved.daemon.catalog.catalog import looks_like_a_path
 from enclaved.daemon.refusal import RefusalError
-from enclaved.plugin.hookspecs import Source
 
 pytestmark = pytest.mark.asyncio
-
-
-def _catalog(*sources: Source, aliases: dict[str, str] | None = None, default: str = "tiny") -> Catalog:
-    return Catalog([(source, context_of(Path("/nowhere"))) for source in sources], aliases or {}, default)
 
 
 SOURCE = StandInSource("one", [an_entry("/m/tiny.gguf", name="tiny"), an_entry("/m/big.gguf", name="big")])
@@ -28,49 +21,54 @@ async def _refused(catalog: Catalog, reference: str) -> RefusalError:
     return refused.value
 
 
+async def _names(catalog: Catalog) -> list[str]:
+    await catalog.look()
+    return [line.name for line in (await catalog.page("", 100)).lines]
+
+
 async def test_a_name_is_what_the_first_source_says_that_knows_it() -> None:
     other = StandInSource("two", [an_entry("/n/big.gguf", name="big"), an_entry("/n/new.gguf", name="new")])
-    catalog = _catalog(SOURCE, other)
+    catalog = catalog_of(SOURCE, other)
     assert (await catalog.resolve("big")).files[0].path == "/m/big.gguf"
     assert (await catalog.resolve("new")).files[0].path == "/n/new.gguf"
 
 
 async def test_without_a_reference_the_default_model_is_meant() -> None:
-    assert (await _catalog(SOURCE, default="big").resolve(None)).name == "big"
-    assert (await _catalog(SOURCE, aliases={"mine": "big"}, default="mine").resolve(None)).name == "big"
+    assert (await catalog_of(SOURCE, default="big").resolve(None)).name == "big"
+    assert (await catalog_of(SOURCE, aliases={"mine": "big"}, default="mine").resolve(None)).name == "big"
 
 
 async def test_an_alias_of_an_alias_is_followed_and_goes_before_a_name() -> None:
-    catalog = _catalog(SOURCE, aliases={"a": "b", "b": "big", "tiny": "big"})
+    catalog = catalog_of(SOURCE, aliases={"a": "b", "b": "big", "tiny": "big"})
     assert (await catalog.resolve("a")).name == "big"
     assert (await catalog.resolve("tiny")).name == "big"
 
 
 async def test_a_circle_of_aliases_ends() -> None:
-    assert (await _refused(_catalog(SOURCE, aliases={"a": "b", "b": "a"}), "a")).code == "bad_reference"
+    assert (await _refused(catalog_of(SOURCE, aliases={"a": "b", "b": "a"}), "a")).code == "bad_reference"
 
 
 async def test_a_path_is_a_model_of_its_own() -> None:
-    entry = await _catalog(SOURCE).resolve("/some//folder/../model.gguf")
+    entry = await catalog_of(SOURCE).resolve("/some//folder/../model.gguf")
     assert (entry.name, entry.files[0].path) == ("/some/model.gguf", "/some/model.gguf")
 
 
 @pytest.mark.parametrize("reference", ["./model.gguf", "folder/model.gguf", "../x"])
 async def test_a_relative_path_is_refused(reference: str) -> None:
-    assert (await _refused(_catalog(SOURCE), reference)).code == "bad_reference"
+    assert (await _refused(catalog_of(SOURCE), reference)).code == "bad_reference"
 
 
 async def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert (await _catalog(SOURCE).resolve("~/m.gguf")).name == "/home/somebody/m.gguf"
+    assert (await catalog_of(SOURCE).resolve("~/m.gguf")).name == "/home/somebody/m.gguf"
 
 
 async def test_a_home_that_nobody_has_is_refused() -> None:
-    assert (await _refused(_catalog(SOURCE), "~no-such-user-at-all/m.gguf")).code == "bad_reference"
+    assert (await _refused(catalog_of(SOURCE), "~no-such-user-at-all/m.gguf")).code == "bad_reference"
 
 
 async def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    refused = await _refused(_catalog(SOURCE), "tinny")
+    refused = await _refused(catalog_of(SOURCE), "tinny")
     assert refused.code == "model_not_found"
     assert "tiny" in (refused.hint or "")
 
@@ -85,23 +83,23 @@ async def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     ],
 )
 async def test_a_source_that_fails_is_a_refusal(failure: Exception, code: str) -> None:
-    assert (await _refused(_catalog(StandInSource("one", failure=failure)), "x")).code == code
+    assert (await _refused(catalog_of(StandInSource("one", failure=failure)), "x")).code == code
 
 
 @pytest.mark.parametrize("failure", [OSError(13, "Permission denied"), RuntimeError("a bug")])
 async def test_a_source_that_fails_hides_no_other_ones_models(failure: Exception) -> None:
-    catalog = _catalog(StandInSource("bad", failure=failure), SOURCE)
-    assert [entry.name for entry in await catalog.models()] == ["tiny", "big"]
+    catalog = catalog_of(StandInSource("bad", failure=failure), SOURCE)
+    assert await _names(catalog) == ["big", "tiny"]
 
 
 async def test_a_file_whose_name_is_no_text_hides_no_others() -> None:
     source = StandInSource("one", [an_entry("/m/\udcff.gguf"), *SOURCE.entries])
-    assert [entry.name for entry in await _catalog(source).models()] == ["tiny", "big"]
+    assert await _names(catalog_of(source)) == ["big", "tiny"]
 
 
 async def test_own_names_are_those_that_lead_somewhere() -> None:
     aliases = {"a": "big", "b": "big", "c": "nothing", "d": "~no-such-user-at-all/x", "e": "e"}
-    names = await _catalog(SOURCE, aliases=aliases, default="a").own_names()
+    names = await catalog_of(SOURCE, aliases=aliases, default="a").own_names()
     assert (names.default, names.aliases) == ("big", {"big": ("a", "b")})
 
 

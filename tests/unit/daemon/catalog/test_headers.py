@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from stand_ins import a_store, headers_by
 
-from enclaved.daemon.catalog import HeaderCache
-from enclaved.daemon.catalog.headers import HEADERS_MAX
 from enclaved.daemon.refusal import RefusalError
 from enclaved.plugin.model import ModelHeader
 
@@ -32,7 +31,7 @@ class Reader:
 async def test_the_same_file_is_read_once_for_each_reader(tmp_path: Path) -> None:
     path, reader = tmp_path / "m", Reader()
     path.write_text("one")
-    cache = HeaderCache(reader)
+    cache = headers_by(reader)
     for name in ("a", "a", "b"):
         header, identity = await cache.get(str(path), name)
         assert (header.architecture, identity.size_bytes) == ("one", 3)
@@ -40,7 +39,7 @@ async def test_the_same_file_is_read_once_for_each_reader(tmp_path: Path) -> Non
 
 
 async def test_a_replaced_file_is_read_again(tmp_path: Path) -> None:
-    path, cache = tmp_path / "m", HeaderCache(Reader())
+    path, cache = tmp_path / "m", headers_by(Reader())
     path.write_text("one")
     first, one = await cache.get(str(path), "r")
     (tmp_path / "n").write_text("two")
@@ -55,7 +54,7 @@ async def test_the_file_is_closed_afterwards_and_a_failure_is_not_remembered(tmp
     path, reader = tmp_path / "m", Reader()
     path.write_text("one")
     reader.fails = fails
-    cache = HeaderCache(reader)
+    cache = headers_by(reader)
     if fails:
         with pytest.raises(RefusalError):
             await cache.get(str(path), "r")
@@ -68,13 +67,12 @@ async def test_the_file_is_closed_afterwards_and_a_failure_is_not_remembered(tmp
     assert len(reader.read) == (2 if fails else 1)
 
 
-async def test_only_so_many_headers_are_kept(tmp_path: Path) -> None:
-    reader = Reader()
-    cache = HeaderCache(reader)
-    for number in range(HEADERS_MAX + 1):
-        (tmp_path / str(number)).write_text("x")
-        await cache.get(str(tmp_path / str(number)), "r")
-    await cache.get(str(tmp_path / str(HEADERS_MAX)), "r")
-    assert len(reader.read) == HEADERS_MAX + 1
-    await cache.get(str(tmp_path / "0"), "r")
-    assert len(reader.read) == HEADERS_MAX + 2
+async def test_a_header_outlives_the_daemon(tmp_path: Path) -> None:
+    path, reader = tmp_path / "m", Reader()
+    path.write_text("one")
+    for _ in range(2):
+        store = a_store(tmp_path / "catalog.sqlite")
+        header, _ = await headers_by(reader, store).get(str(path), "r")
+        assert header.architecture == "one"
+        await store.close()
+    assert len(reader.read) == 1
