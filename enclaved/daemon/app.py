@@ -23,7 +23,7 @@ from enclaved.core.ids import DeviceId
 from enclaved.core.state import Device, Limits, State
 from enclaved.core.story import Story
 from enclaved.daemon.broker import Broker, BrokerSettings
-from enclaved.daemon.catalog import Catalog, HeaderCache, Store
+from enclaved.daemon.catalog import Catalog, CatalogSettings, HeaderCache, Looker, Store
 from enclaved.daemon.clock import Clock, SystemClock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.config import Config, DaemonSettings
@@ -31,17 +31,18 @@ from enclaved.daemon.hands import WorkerHands
 from enclaved.daemon.hardware import CpuSettings, MemorySettings, memory_limit_bytes, read_machine, usable_cores
 from enclaved.daemon.methods import Identity, Methods
 from enclaved.daemon.models import Models
-from enclaved.daemon.needs import InstanceSettings
+from enclaved.daemon.needs import InstanceSettings, header_readers_of
 from enclaved.daemon.refusal import RefusalError
 from enclaved.daemon.startup import HomeLock, ReadyPipe, remove_socket_folder
 from enclaved.daemon.supervisor import Supervisor, WorkerSettings
 from enclaved.plugin.hookspecs import SourceContext
 from enclaved.plugin.manager import Plugins
+from enclaved.plugin.model import ModelEntry
 
 CPU = "cpu"
 """The one device for now: the processor with its memory."""
 CATALOG_FILE = "catalog.sqlite"
-STORE_SECONDS_MAX = 1.0
+CATALOG_SECONDS_MAX = 1.0
 """What the catalog gets to write what it is at: a disk may not answer."""
 
 logger = logging.getLogger("enclaved")
@@ -63,6 +64,8 @@ class Daemon:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
+        if hasattr(signal, "SIGIO"):
+            signal.signal(signal.SIGIO, signal.SIG_IGN)  # see `is_being_written`
         _seed_routing_ids()
         async with asyncio.TaskGroup() as tasks:
             started = time.time()
@@ -75,7 +78,9 @@ class Daemon:
             cpu = Device(DeviceId(CPU), capacity, cores)
             conductor = Conductor(State({cpu.id: cpu}, Limits()), Story(), clock, tasks)
             store = Store(self.places.data / CATALOG_FILE)
-            models = self._models(supervisor, store, clock, cores)
+            headers = HeaderCache(supervisor.read_header, store, clock.wall)
+            looker = self._looker(store, headers, clock)
+            models = self._models(store, headers, looker, cores)
             workers = self.config.table("workers", WorkerSettings)
             hands = WorkerHands(models, supervisor, workers, clock, conductor.post, lambda: methods.looked())
             conductor.employ(hands)
@@ -93,6 +98,7 @@ class Daemon:
                 conductor=conductor,
                 hands=hands,
                 supervisor=supervisor,
+                looker=looker,
                 plugins=self.plugins.lines,
                 clock=clock,
                 sessions=lambda: broker.sessions,
@@ -112,7 +118,7 @@ class Daemon:
             ready.ready(self.endpoint, os.getpid())
             logger.info("enclaved %s serves %s", __version__, self.endpoint)
             supervisor.start_spare()
-            tasks.create_task(models.catalog.begin())
+            tasks.create_task(looker.begin())
             await stopping.wait()
             logger.info("ending")
             conductor.post(ShutdownAsked("shutdown"))
@@ -122,7 +128,8 @@ class Daemon:
             broker.end_calls(RefusalError("shutting_down", "The daemon is about to end."))
             await supervisor.close()
             with suppress(TimeoutError):
-                async with asyncio.timeout(STORE_SECONDS_MAX):
+                async with asyncio.timeout(CATALOG_SECONDS_MAX):
+                    await looker.close()
                     await store.close()
             self.places.state_file.unlink(missing_ok=True)
             # Whatever still waits, such as for a disk that does not answer, waits for nobody any more.
@@ -145,14 +152,20 @@ class Daemon:
             memory_file=self.places.data / "last_backend",
         )
 
-    def _models(self, supervisor: Supervisor, store: Store, clock: Clock, cores: int) -> Models:
-        settings = self.config.table("", DaemonSettings)
+    def _looker(self, store: Store, headers: HeaderCache, clock: Clock) -> Looker:
+        def readers_of(entry: ModelEntry) -> list[str]:
+            return header_readers_of(entry, self.plugins.backends)
+
+        poll_seconds = self.config.table("catalog", CatalogSettings).poll_seconds
         sources = [
             (source, SourceContext(self.places.data / source.name, self._settings_of(source.name)))
             for source in self.plugins.sources
         ]
-        catalog = Catalog(store, sources, settings.aliases, settings.default_model, clock.wall)
-        headers = HeaderCache(supervisor.read_header, store, clock.wall)
+        return Looker(store, sources, headers, readers_of, clock.wall, poll_seconds)
+
+    def _models(self, store: Store, headers: HeaderCache, looker: Looker, cores: int) -> Models:
+        settings = self.config.table("", DaemonSettings)
+        catalog = Catalog(store, looker, settings.aliases, settings.default_model)
         instances = self.config.table("instances", InstanceSettings)
         return Models(catalog, headers, self.plugins.backends, instances, device=CPU, cores=cores)
 

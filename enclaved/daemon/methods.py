@@ -42,6 +42,7 @@ from enclaved.core.ids import InstanceId, ModelKey
 from enclaved.core.reasons import Reason, Why
 from enclaved.core.story import Record, Story
 from enclaved.daemon.broker import Call, refusal_of
+from enclaved.daemon.catalog import Looker
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.hands import WorkerHands
@@ -88,6 +89,7 @@ class Methods:
         conductor: Conductor,
         hands: WorkerHands,
         supervisor: Supervisor,
+        looker: Looker,
         plugins: tuple[PluginLine, ...],
         clock: Clock,
         sessions: Callable[[], int],
@@ -104,7 +106,7 @@ class Methods:
         self._stop = stop
         self._book = ModelBook(models.catalog, models.backends)
         self._news = News(conductor.state, hands, self._book, clock)
-        models.catalog.on_change = self._news.models_changed
+        looker.on_change = self._news.models_changed
         conductor.on_step = self.looked
         self._answers_at_once: dict[str, Callable[[Call, Any], object]] = {
             "daemon.info": self._info,

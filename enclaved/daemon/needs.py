@@ -60,6 +60,12 @@ def backends_of(entry: ModelEntry, backends: Mapping[str, Backend]) -> list[str]
     return backends_for(entry.backends, entry.files[0].path if entry.files else None, backends)
 
 
+def header_readers_of(entry: ModelEntry, backends: Mapping[str, Backend]) -> list[str]:
+    """What may read a model's header: `module:function` of each backend that may run it."""
+    readers = (backends[name].header_reader for name in backends_of(entry, backends))
+    return list(dict.fromkeys(reader for reader in readers if reader is not None))
+
+
 def backends_for(only: Sequence[str], path: str | None, backends: Mapping[str, Backend]) -> list[str]:
     """The names of the installed backends that may run a model: of `only`, else by the name of its first file."""
     if only or path is None:

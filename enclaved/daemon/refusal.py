@@ -32,3 +32,13 @@ class RefusalError(Exception):
         """Of the request, when that is what is wrong."""
         self.detail = detail
         """Text that came from a model, a prompt or a worker; it travels in the error's body only."""
+
+
+class HeaderRefusedError(RefusalError):
+    """A file's header was read, and it is no model: `bad_model_file`. Reading it again would find the same."""
+
+    def __init__(self, path: str, reason: str, *, is_cut_off: bool = False) -> None:
+        super().__init__("bad_model_file", f"{path}: {reason}")
+        self.reason = reason
+        self.is_cut_off = is_cut_off
+        """Whether the file ends too early, so that the rest may still come."""

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-LINK_VERSION = 3
+LINK_VERSION = 4
 """A daemon only works with children of its own link version."""

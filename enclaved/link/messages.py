@@ -240,6 +240,8 @@ class HeaderRefused:
 
     job: int
     message: str
+    kind: str
+    """`no_model`, `cut_off`, or `trouble`: then reading failed, which says nothing about the file."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ named by strings (`"package.module:attribute"`) and imported only in the child p
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,15 @@ class SourceContext:
     """An instance of the dataclass that the plugin named by `enclave_settings`, filled from the configuration."""
 
 
+@dataclass(frozen=True)
+class WatchedFolder:
+    """A folder whose changes may change what a source lists."""
+
+    path: Path
+    deep: bool = True
+    """Whether all folders below it count as well."""
+
+
 class Source(ABC):
     """The light half of a source: which models it offers and which references are its own."""
 
@@ -76,6 +85,16 @@ class Source(ABC):
     @abstractmethod
     def models(self, context: SourceContext) -> Iterable[ModelEntry]:
         """Every model that is on this machine now. Runs in a thread: it may touch the disk."""
+
+    def watched(self, context: SourceContext) -> Sequence[WatchedFolder] | None:
+        """The folders that decide what `models` lists, which must then be all that this source's references can mean;
+        None when there is more to it. Asked before and after each `models`, in the same thread.
+
+        The daemon watches these folders, calls `models` again when something changes there, and knows the listed names
+        (and `ModelEntry.also`) without asking `resolve`. A model is listed for clients when nobody writes its files
+        any more.
+        """
+        return None
 
     @abstractmethod
     def resolve(self, reference: str, context: SourceContext) -> ModelEntry | None:

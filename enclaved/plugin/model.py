@@ -25,6 +25,10 @@ class HeaderError(Exception):
     """A file is no model, or its header is damaged or hostile. The text names the reason, for a person."""
 
 
+class CutOffError(HeaderError):
+    """The file ends before what its header says: it is damaged, or still being written."""
+
+
 @dataclass(frozen=True)
 class ModelFile:
     """One file of a model on this machine."""
@@ -89,3 +93,5 @@ class ModelEntry:
     """Settings handed to the engine, such as the fake backend's knobs."""
     note: str | None = None
     """One sentence that a person should know before relying on this model."""
+    also: tuple[str, ...] = ()
+    """Other references that mean it, as long as they mean no other model as well. Of a source that is watched."""

@@ -38,6 +38,7 @@ def check_source(
     for entry in entries:
         resolved = _resolve(source, entry.name, context)
         _demand(resolved == entry, f"the listed name {entry.name} resolves to {resolved}, listed was {entry}")
+    _check_watched(source, context, entries)
     for reference in known:
         entry = _resolve(source, reference, context)
         if entry is None:
@@ -55,6 +56,22 @@ def check_source(
     for reference in foreign:
         found = _resolve(source, reference, context)
         _demand(found is None, f"{reference!r} is not this source's matter, but gave {found}")
+
+
+def _check_watched(source: Source, context: SourceContext, entries: Sequence[ModelEntry]) -> None:
+    """The folders a source wants to be watched, and the references that are answered from its list then."""
+    folders = source.watched(context)
+    if folders is None:
+        _demand(not any(entry.also for entry in entries), "`also` has no effect for a source that is not watched")
+        return
+    for folder in folders:
+        _demand(folder.path.is_absolute(), f"the watched folder {folder.path} is not absolute")
+    called = [reference for entry in entries for reference in {entry.name, *entry.also}]
+    for entry in entries:
+        for reference in entry.also:
+            if called.count(reference) == 1:
+                resolved = _resolve(source, reference, context)
+                _demand(resolved == entry, f"{entry.name} is also called {reference}, which resolves to {resolved}")
 
 
 def _resolve(source: Source, reference: str, context: SourceContext) -> ModelEntry | None:

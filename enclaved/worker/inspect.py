@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from enclaved.link.messages import FromChild, HeaderRead, HeaderRefused, ReadHeader
 from enclaved.link.packing import pack
-from enclaved.plugin.model import HEADER_BYTES_MAX, HeaderError
+from enclaved.plugin.model import HEADER_BYTES_MAX, CutOffError, HeaderError
 from enclaved.plugin.plain import to_plain
 from enclaved.worker.heavy import load_attribute
 
@@ -22,18 +22,22 @@ def read_header(job: ReadHeader, descriptor: int) -> FromChild:
             reader: Callable[..., object] = load_attribute(job.reader)
             header = to_plain(reader(file, os.fstat(file.fileno()).st_size))
             size_bytes = len(pack(header))
-        except (HeaderError, ImportError, OSError) as error:
-            return _refused(job, str(error) or type(error).__name__)
+        except CutOffError as error:
+            return _refused(job, str(error), "cut_off")
+        except HeaderError as error:
+            return _refused(job, str(error), "no_model")
+        except (ImportError, MemoryError, OSError) as error:
+            return _refused(job, str(error), "trouble")
         except Exception as error:  # noqa: BLE001
             # A reader should map these; a hostile file that finds a gap in it is refused all the same.
-            return _refused(job, f"the header cannot be read ({type(error).__name__})")
+            return _refused(job, f"the header cannot be read ({type(error).__name__})", "no_model")
     if size_bytes > HEADER_BYTES_MAX:
-        return _refused(job, f"the header is larger than {HEADER_BYTES_MAX} bytes")
+        return _refused(job, f"the header is larger than {HEADER_BYTES_MAX} bytes", "no_model")
     return HeaderRead(job.job, header)
 
 
-def _refused(job: ReadHeader, reason: str) -> HeaderRefused:
-    return HeaderRefused(job.job, shown(reason))
+def _refused(job: ReadHeader, reason: str, kind: str) -> HeaderRefused:
+    return HeaderRefused(job.job, shown(reason or "the header cannot be read"), kind)
 
 
 def shown(reason: str) -> str:

@@ -8,30 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from sqlite3 import Connection
 
-from enclave.protocol.messages import REFERENCE_LENGTH_MAX
-from enclaved.daemon.catalog.files import FileIdentity
-from enclaved.daemon.catalog.fresh import Fresh
+from enclaved.daemon.catalog.looking import Looker
 from enclaved.daemon.catalog.records import (
-    Changes,
     Line,
-    Listed,
     count_models,
-    forget_sources_but,
+    entry_meant,
     lines_named,
     lines_of_models,
     names_of_models,
-    replace_models,
 )
 from enclaved.daemon.catalog.references import entry_of_path, looks_like_a_path, without_alias
 from enclaved.daemon.catalog.store import Store
 from enclaved.daemon.refusal import RefusalError
-from enclaved.plugin.hookspecs import Source, SourceContext
 from enclaved.plugin.model import ModelEntry, ModelName
 
 logger = logging.getLogger("enclaved.catalog")
@@ -62,38 +55,23 @@ class Catalog:
     def __init__(
         self,
         store: Store,
-        sources: Sequence[tuple[Source, SourceContext]],
+        looker: Looker,
         aliases: Mapping[str, str],
         default_model: str,
-        wall: Callable[[], float],
     ) -> None:
-        """`wall` gives the time in seconds since 1970."""
         self._store = store
-        self._sources = sources
+        self._looker = looker
         self._aliases = aliases
         self._default_model = default_model
-        self._wall = wall
-        self._looking = Fresh(self._look)
-        self.on_change: Callable[[Changes], Awaitable[None]] = _unheard
-        """Told what a look at a source found to be different."""
 
     @property
     def problem(self) -> str | None:
         """Why what is learned now may be lost at the daemon's end."""
         return self._store.problem
 
-    async def begin(self) -> None:
-        """The first look, for which nobody waits."""
-        try:
-            await self.look()
-        except RefusalError:  # the daemon is about to end
-            return
-        except Exception:
-            logger.exception("the first look at the sources failed")
-
     async def look(self) -> None:
-        """Looks at every source anew. A source that fails keeps what it listed last."""
-        await self._looking.run()
+        """Looks at every source that is not watched anyway."""
+        await self._looker.look()
 
     async def page(self, after: str, limit: int) -> Page:
         """The models as they were listed last, by name: `limit` of them behind the name `after`."""
@@ -116,8 +94,12 @@ class Catalog:
         wanted = without_alias(reference or self._default_model, self._aliases)
         if looks_like_a_path(wanted):
             return entry_of_path(wanted)
+        if watched := self._looker.watched_sources:
+            entry = await self._store.read(lambda connection: entry_meant(connection, wanted, watched))
+            if entry is not None:
+                return entry
         failed: list[str] = []
-        for source, context in self._sources:
+        for source, context in self._looker.sources:
             try:
                 entry = await asyncio.to_thread(source.resolve, wanted, context)
             except LookupError as error:
@@ -145,23 +127,6 @@ class Catalog:
                 aliases.setdefault((await self.resolve(alias)).name, []).append(alias)
         return OwnNames(default, {name: tuple(found) for name, found in aliases.items()})
 
-    async def _look(self) -> None:
-        names = [source.name for source, _ in self._sources]
-        await self._store.write(lambda connection: forget_sources_but(connection, names))
-        for source, context in self._sources:
-            try:
-                found = await asyncio.to_thread(_listed_by, source, context)
-            except Exception:
-                logger.exception("the source %s failed", source.name)
-                continue
-            changes = await self._replace(source.name, found)
-            if changes:
-                await self.on_change(changes)
-
-    async def _replace(self, source: str, found: Sequence[Listed]) -> Changes:
-        now = self._wall()
-        return await self._store.write(lambda connection: replace_models(connection, source, found, now))
-
     async def _not_found(self, wanted: str) -> RefusalError:
         import difflib  # only when something is wrong: it would slow every start
 
@@ -172,33 +137,3 @@ class Catalog:
         return RefusalError(
             "model_not_found", f"there is no model {wanted!r}", hint=f"{hint}`enclave list` shows the models."
         )
-
-
-async def _unheard(_: Changes) -> None: ...
-
-
-def _listed_by(source: Source, context: SourceContext) -> list[Listed]:
-    return [_listed(entry) for entry in source.models(context) if _can_be_told(entry)]
-
-
-def _listed(entry: ModelEntry) -> Listed:
-    """An entry with what the disk says of its files; what cannot be looked at counts nothing."""
-    size_bytes = 0
-    identity: str | None = None
-    for number, file in enumerate(entry.files):
-        with suppress(OSError, ValueError):
-            status = Path(file.path).stat()
-            size_bytes += status.st_size
-            if number == 0:
-                identity = str(FileIdentity.of(status))
-    return Listed(entry, size_bytes, identity)
-
-
-def _can_be_told(entry: ModelEntry) -> bool:
-    """Whether a client could name it: a file's name need not be Unicode, and a path may be long."""
-    try:
-        for text in (entry.name, *(file.path for file in entry.files)):
-            text.encode()
-    except UnicodeEncodeError:
-        return False
-    return len(entry.name) <= REFERENCE_LENGTH_MAX

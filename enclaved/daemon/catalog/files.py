@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from enclaved.daemon.refusal import RefusalError
 
 
-@dataclass(frozen=True)
-class FileIdentity:
+class FileIdentity(NamedTuple):
     """Which file it is: as long as this stays the same, so does the content, as far as can be told without reading."""
 
     device: int
@@ -58,3 +57,30 @@ def identity_of(path: str) -> FileIdentity:
     descriptor, identity = open_model_file(path)
     os.close(descriptor)
     return identity
+
+
+def is_being_written(path: str) -> bool | None:
+    """Whether some process has a file open for writing; None where the system does not say.
+
+    It is asked by a read lease (fcntl(2), F_SETLEASE), which Linux grants the owner only while nobody writes. The lease
+    is given back at once; whoever opens the file in between waits for that, and this process gets a SIGIO, which it
+    must ignore.
+    """
+    try:
+        from fcntl import F_RDLCK, F_SETLEASE, F_UNLCK, fcntl
+    except ImportError:
+        return None
+    try:
+        descriptor, _ = open_model_file(path)
+    except RefusalError:
+        return None
+    try:
+        fcntl(descriptor, F_SETLEASE, F_RDLCK)
+        fcntl(descriptor, F_SETLEASE, F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False

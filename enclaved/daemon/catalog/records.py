@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from enclaved.link.framing import LinkError
 from enclaved.link.packing import pack, unpack
@@ -55,28 +55,47 @@ class Changes:
 _COLUMNS = "entry, path, backends, capabilities, note, size_bytes, identity"
 
 
-def replace_models(connection: Connection, source: str, found: Iterable[Listed], now: float) -> Changes:
-    """From now on these are the models of a source. A name that another source has too stays the other's."""
-    rows = {model.entry.name: _row(model) for model in found}
-    kept: dict[str, tuple[Any, ...]] = {}
-    taken: set[str] = set()
-    for name, owner, *known in connection.execute(f"SELECT name, source, {_COLUMNS} FROM models"):
-        if owner == source:
-            kept[name] = tuple(known)
+def replace_models(
+    connection: Connection, source: str, found: Sequence[Listed], now: float, keep: Iterable[str] = ()
+) -> Changes:
+    """From now on these are the models of a source, and those named in `keep` that it had before."""
+    had = {name for (name,) in connection.execute("SELECT name FROM models WHERE source = ?", (source,))}
+    gone = had.difference((model.entry.name for model in found), keep)
+    return update_models(connection, source, found, sorted(gone), now)
+
+
+def update_models(
+    connection: Connection, source: str, found: Iterable[Listed], gone: Iterable[str], now: float
+) -> Changes:
+    """These models of a source are so now, those are gone; the others are as they were. A name that another source has
+    stays the other's."""
+    added: list[str] = []
+    changed: list[str] = []
+    removed: list[str] = []
+    for name in gone:
+        if connection.execute("DELETE FROM models WHERE name = ? AND source = ?", (name, source)).rowcount:
+            connection.execute("DELETE FROM also WHERE model = ?", (name,))
+            removed.append(name)
+    for model in found:
+        name, row = model.entry.name, _row(model)
+        known = connection.execute(f"SELECT source, {_COLUMNS} FROM models WHERE name = ?", (name,)).fetchone()
+        if known is None:
+            marks = ", ".join("?" * (len(row) + 3))
+            connection.execute(
+                f"INSERT INTO models(name, source, {_COLUMNS}, added_at) VALUES ({marks})", (name, source, *row, now)
+            )
+            added.append(name)
+        elif known[0] == source and known[1:] != row:
+            marks = ", ".join("?" * len(row))
+            connection.execute(f"UPDATE models SET ({_COLUMNS}) = ({marks}) WHERE name = ?", (*row, name))
+            connection.execute("DELETE FROM also WHERE model = ?", (name,))
+            changed.append(name)
         else:
-            taken.add(name)
-    added = [name for name in rows if name not in kept and name not in taken]
-    changed = [name for name, row in rows.items() if name in kept and kept[name] != row]
-    removed = [name for name in kept if name not in rows]
-    connection.executemany("DELETE FROM models WHERE name = ?", [(name,) for name in removed])
-    connection.executemany(
-        f"INSERT INTO models(name, source, {_COLUMNS}, added_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [(name, source, *rows[name], now) for name in added],
-    )
-    connection.executemany(
-        f"UPDATE models SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?) WHERE name = ?",
-        [(*rows[name], name) for name in changed],
-    )
+            continue
+        connection.executemany(
+            "INSERT OR IGNORE INTO also(reference, model) VALUES (?, ?)",
+            [(reference, name) for reference in model.entry.also],
+        )
     return Changes(tuple(added), tuple(changed), tuple(removed))
 
 
@@ -84,6 +103,7 @@ def forget_sources_but(connection: Connection, sources: Sequence[str]) -> None:
     """Models of sources that are not installed any more go."""
     marks = ", ".join("?" * len(sources))
     connection.execute(f"DELETE FROM models WHERE source NOT IN ({marks})", tuple(sources))
+    connection.execute("DELETE FROM also WHERE model NOT IN (SELECT name FROM models)")
 
 
 _LINES = """
@@ -99,19 +119,23 @@ def lines_of_models(connection: Connection, after: str, limit: int) -> tuple[lis
     return [_line(*row) for row in rows[:limit]], len(rows) > limit
 
 
+def entry_meant(connection: Connection, reference: str, sources: Sequence[str]) -> ModelEntry | None:
+    """The model of one of these sources that a reference means: by its name, or by what else only it is called."""
+    marks = ", ".join("?" * len(sources))
+    row = connection.execute(
+        f"SELECT entry FROM models WHERE name = ? AND source IN ({marks})", (reference, *sources)
+    ).fetchone()
+    if row is None:
+        called_so = f"SELECT entry FROM also JOIN models ON name = model WHERE reference = ? AND source IN ({marks})"
+        rows = connection.execute(f"{called_so} LIMIT 2", (reference, *sources)).fetchall()
+        row = rows[0] if len(rows) == 1 else None
+    return None if row is None else _entry(row[0])
+
+
 def lines_named(connection: Connection, names: Sequence[str]) -> list[Line]:
     """Those of the models that are there."""
     rows = (connection.execute(f"{_LINES} WHERE name = ?", (name,)).fetchone() for name in names)
     return [_line(*row) for row in rows if row is not None]
-
-
-def entry_named(connection: Connection, name: str) -> ModelEntry | None:
-    """The entry as its source listed it; None where there is none, or one that is no longer understood."""
-    row = connection.execute("SELECT entry FROM models WHERE name = ?", (name,)).fetchone()
-    try:
-        return None if row is None else from_plain(ModelEntry, json.loads(row[0]))
-    except ValueError:
-        return None
 
 
 def names_of_models(connection: Connection) -> list[str]:
@@ -125,20 +149,46 @@ def count_models(connection: Connection) -> int:
     return count
 
 
-def header_of(connection: Connection, reader: str, identity: str) -> ModelHeader | None:
-    """What a reader found in a file; None where it is not known, or no longer understood."""
+def header_of(connection: Connection, identity: str, reader: str, version: str) -> ModelHeader | None:
+    """What a reader of this version found in a file; None where it is not known, or no longer understood."""
     row = connection.execute(
-        "SELECT header FROM headers WHERE identity = ? AND reader = ?", (identity, reader)
+        "SELECT header FROM headers WHERE identity = ? AND reader = ? AND version = ?", (identity, reader, version)
     ).fetchone()
     return None if row is None else _header(row[0])
 
 
-def keep_header(connection: Connection, reader: str, identity: str, header: ModelHeader, now: float) -> None:
+def has_header(connection: Connection, identity: str, version: str) -> bool:
+    """Whether some reader of this version has found a header in a file."""
+    found = connection.execute("SELECT 1 FROM headers WHERE identity = ? AND version = ?", (identity, version))
+    return found.fetchone() is not None
+
+
+def keep_header(
+    connection: Connection, identity: str, reader: str, version: str, header: ModelHeader, now: float
+) -> None:
     """Remembers what a reader found in a file."""
     connection.execute(
-        "INSERT OR REPLACE INTO headers(identity, reader, capabilities, read_at, header) VALUES (?, ?, ?, ?, ?)",
-        (identity, reader, " ".join(header.capabilities), now, pack(to_plain(header))),
+        "INSERT OR REPLACE INTO headers(identity, reader, version, capabilities, read_at, header) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (identity, reader, version, " ".join(header.capabilities), now, pack(to_plain(header))),
     )
+
+
+def forget_headers(connection: Connection, before: float) -> None:
+    """Headers that were read before then go, but for those of listed models."""
+    connection.execute(
+        "DELETE FROM headers WHERE read_at < ? AND identity NOT IN "
+        "(SELECT identity FROM models WHERE identity IS NOT NULL)",
+        (before,),
+    )
+
+
+def _entry(text: str) -> ModelEntry | None:
+    """None for what another version wrote and this one does not understand."""
+    try:
+        return from_plain(ModelEntry, json.loads(text))
+    except ValueError:
+        return None
 
 
 def _row(model: Listed) -> tuple[str, str | None, str, str | None, str, int, str | None]:

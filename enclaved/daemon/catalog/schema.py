@@ -23,10 +23,18 @@ STEPS: tuple[str, ...] = (
         added_at REAL NOT NULL      -- seconds since 1970
     ) WITHOUT ROWID;
     CREATE INDEX models_by_source ON models(source, name);
+    -- What else means a model, as long as it means no other one.
+    CREATE TABLE also(
+        reference TEXT NOT NULL,
+        model TEXT NOT NULL,
+        PRIMARY KEY (reference, model)
+    ) WITHOUT ROWID;
+    CREATE INDEX also_by_model ON also(model);
     -- What the header readers found in a file, so that no file is read twice.
     CREATE TABLE headers(
         identity TEXT NOT NULL,
         reader TEXT NOT NULL,
+        version TEXT NOT NULL,      -- of the program that read it
         capabilities TEXT NOT NULL, -- as in `models`
         read_at REAL NOT NULL,      -- seconds since 1970
         header BLOB NOT NULL,       -- MessagePack of the ModelHeader

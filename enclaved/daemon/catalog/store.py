@@ -1,6 +1,7 @@
 """The catalog's SQLite database: one thread owns the connection, and whatever touches it is done there in order.
 
-A process that is killed at any moment leaves the last whole transaction (write-ahead log, synced at each commit). What
+A process that is killed at any moment leaves the last whole transaction (write-ahead log); a machine that loses power
+leaves some whole transaction, perhaps an older one. What
 is in the database can be found out again, so trouble with it never stops the daemon: a damaged file is moved aside, and
 where nothing can be written the work goes on in memory. `problem` then says so.
 """
@@ -126,7 +127,7 @@ class Store:
 def _connect(path: str) -> Connection:
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "trusted_schema = OFF", "cell_size_check = ON"):
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "trusted_schema = OFF", "cell_size_check = ON"):
             connection.execute(f"PRAGMA {pragma}")
         migrate(connection)
     except BaseException:

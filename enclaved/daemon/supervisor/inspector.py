@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from enclaved.daemon.refusal import RefusalError
+from enclaved.daemon.refusal import HeaderRefusedError, RefusalError
 from enclaved.daemon.supervisor.child import Child, ChildEndedError, WallsMissingError
 from enclaved.link.framing import FRAME_BYTES_MAX
 from enclaved.link.messages import (
@@ -74,14 +74,16 @@ class Inspector:
                 (HeaderRead, HeaderRefused),
             )
             if isinstance(message, HeaderRefused):
-                raise RefusalError("bad_model_file", f"{name}: {message.message}")
+                if message.kind == "trouble":
+                    raise RefusalError("model_unreadable", f"{name}: {message.message}")
+                raise HeaderRefusedError(name, message.message, is_cut_off=message.kind == "cut_off")
             if len(pack(message.header)) > HEADER_BYTES_MAX:
                 self.warm_up().kill()
-                raise RefusalError("bad_model_file", f"{name}: its header is larger than {HEADER_BYTES_MAX:,} bytes")
+                raise HeaderRefusedError(name, f"its header is larger than {HEADER_BYTES_MAX:,} bytes")
             try:
                 return from_plain(ModelHeader, message.header)
             except ValueError as error:
-                raise RefusalError("bad_model_file", f"{name}: its header makes no sense: {error}") from error
+                raise HeaderRefusedError(name, f"its header makes no sense: {error}") from error
 
     async def use_vocabulary(
         self, name: str, opener: str, files: Sequence[tuple[str, str, int, int]], method: str, body: bytes

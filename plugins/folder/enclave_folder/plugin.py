@@ -9,12 +9,12 @@ reference may be shorter where it is clear. Nothing in the folders is ever chang
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from enclave_folder.scan import FoundModel, find_models
-from enclaved.plugin.hookspecs import PluginSettings, Source, SourceContext, hookimpl
+from enclaved.plugin.hookspecs import PluginSettings, Source, SourceContext, WatchedFolder, hookimpl
 from enclaved.plugin.model import ModelEntry, ModelFile, ModelName
 
 ENCLAVE_API_VERSION = 1
@@ -40,8 +40,25 @@ class FolderSource(Source):
 
     name = "folder"
 
+    def __init__(self) -> None:
+        self._linked: Mapping[Path, bool] = {}
+        """Folders to which links led when the models were listed last, and whether all below them counts."""
+
     def models(self, context: SourceContext) -> Iterable[ModelEntry]:
-        return [self._entry(name, model) for name, model in _named_models(context).items()]
+        linked: dict[Path, bool] = {}
+        entries = [self._entry(name, model) for name, model in _named_models(context, linked).items()]
+        self._linked = linked
+        return entries
+
+    def watched(self, context: SourceContext) -> Sequence[WatchedFolder]:
+        folders = _folders(context)
+        inside = {folder.resolve() for folder in folders}
+        elsewhere = [
+            WatchedFolder(path, deep)
+            for path, deep in sorted(self._linked.items())
+            if inside.isdisjoint((path, *path.parents))
+        ]
+        return [*map(WatchedFolder, folders), *elsewhere]
 
     def resolve(self, reference: str, context: SourceContext) -> ModelEntry | None:
         """The model that `folder:NAME` means: NAME is a path below a folder, a file name, or one without its suffix.
@@ -54,11 +71,7 @@ class FolderSource(Source):
         models = _named_models(context)
         if reference in models:
             return self._entry(reference, models[reference])
-        matching = [
-            name
-            for name, model in models.items()
-            if wanted in (model.file_name, model.stem, model.files[0].stem, model.relative.rpartition(".")[0])
-        ]
+        matching = [name for name, model in models.items() if wanted in model.short_names]
         if len(matching) == 1:
             return self._entry(matching[0], models[matching[0]])
         if matching:
@@ -71,6 +84,7 @@ class FolderSource(Source):
             name=ModelName(name),
             source=self.name,
             files=(ModelFile("weights", first), *(ModelFile("shard", path) for path in others)),
+            also=tuple(_PREFIX + short for short in model.short_names if _PREFIX + short != name),
         )
 
 
@@ -86,10 +100,10 @@ def _folders(context: SourceContext) -> list[Path]:
     return folders
 
 
-def _named_models(context: SourceContext) -> dict[str, FoundModel]:
+def _named_models(context: SourceContext, linked: dict[Path, bool] | None = None) -> dict[str, FoundModel]:
     """Models by name. Where two folders hold the same path, the first folder's has it and the other's is whole."""
     named: dict[str, FoundModel] = {}
-    for model in find_models(_folders(context)):
+    for model in find_models(_folders(context), linked):
         name = _PREFIX + model.relative
         named[name if name not in named else _PREFIX + str(model.files[0])] = model
     return named

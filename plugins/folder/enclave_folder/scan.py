@@ -42,9 +42,16 @@ class FoundModel:
         shard = _SHARD.fullmatch(self.file_name)
         return shard["stem"] if shard else self.files[0].stem
 
+    @property
+    def short_names(self) -> list[str]:
+        """What it may be called where that is clear."""
+        names = (self.file_name, self.stem, self.files[0].stem, self.relative.rpartition(".")[0])
+        return list(dict.fromkeys(names))
 
-def find_models(folders: Sequence[Path]) -> list[FoundModel]:
-    """The models below the folders: folder by folder as given, in each by relative path.
+
+def find_models(folders: Sequence[Path], linked: dict[Path, bool] | None = None) -> list[FoundModel]:
+    """The models below the folders: folder by folder as given, in each by relative path. To `linked` are added the
+    folders to which links lead, and whether they lead to the folder itself rather than to a file in it.
 
     Links are followed, a folder that was already seen is not entered again. What cannot be read, hidden files and
     folders, names that cannot be printed (so also those that are no UTF-8) and models of which a part is missing are
@@ -53,12 +60,12 @@ def find_models(folders: Sequence[Path]) -> list[FoundModel]:
     seen: set[tuple[int, int]] = set()
     models: list[FoundModel] = []
     for folder in folders:
-        found = [model for files in _folders_below(folder, seen) for model in _models(folder, files)]
+        found = [model for files in _folders_below(folder, seen, linked) for model in _models(folder, files)]
         models += sorted(found, key=lambda model: model.relative)
     return models
 
 
-def _folders_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[list[Path]]:
+def _folders_below(folder: Path, seen: set[tuple[int, int]], linked: dict[Path, bool] | None) -> Iterator[list[Path]]:
     """The model files of this folder and of each below it, one list a folder.
 
     Folders go before links to folders, so that a model's path is the one without links where there is one.
@@ -81,8 +88,12 @@ def _folders_below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[list[Pa
         for entry in sorted(entries, key=lambda entry: entry.name):
             try:
                 if entry.is_dir():
+                    if linked is not None and entry.is_symlink():
+                        linked[(current / entry.name).resolve()] = True
                     (waiting.appendleft if entry.is_symlink() else waiting.append)(current / entry.name)
                 elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                    if linked is not None and entry.is_symlink():
+                        linked.setdefault((current / entry.name).resolve().parent, False)
                     files.append(current / entry.name)
             except OSError:  # a link that leads round in a circle
                 continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-from enclaved.plugin.model import HeaderError
+from enclaved.plugin.model import CutOffError, HeaderError
 
 HEADER_BYTES_MAX = 64 * 1024 * 1024
 """Metadata and tensor list at most; the largest vocabularies published so far need about 20 MiB."""
@@ -68,12 +68,12 @@ class Cursor:
         self._at = 0
         self._buffer = b"".join(parts)
         if len(self._buffer) < count:
-            raise HeaderError(f"is cut off: it ends within {what}, after {self._base + len(self._buffer):,} bytes")
+            raise CutOffError(f"is cut off: it ends within {what}, after {self._base + len(self._buffer):,} bytes")
 
     def _check_room(self, count: int, what: str) -> None:
         end = self.offset + count
         if end > self._size:
-            raise HeaderError(f"is cut off: {what} should end at byte {end:,}, the file has {self._size:,}")
+            raise CutOffError(f"is cut off: {what} should end at byte {end:,}, the file has {self._size:,}")
         if end > HEADER_BYTES_MAX:
             raise HeaderError(f"has a header of more than {HEADER_BYTES_MAX // 2**20} MiB, which no real model needs")
 

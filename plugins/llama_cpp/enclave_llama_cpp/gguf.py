@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from enclave_llama_cpp.cursor import SCALARS, STRING_BYTES_MAX, Cursor
 from enclave_llama_cpp.tensor_types import REMOVED_TENSOR_TYPES, TENSOR_TYPES
-from enclaved.plugin.model import HeaderError, ModelHeader
+from enclaved.plugin.model import CutOffError, HeaderError, ModelHeader
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -75,7 +75,7 @@ def read_header(file: BinaryIO, size_bytes: int) -> ModelHeader:
 def _read_preamble(cursor: Cursor, size_bytes: int) -> tuple[int, int]:
     """Magic, version and counts: (tensors, key/value pairs)."""
     if size_bytes == 0:
-        raise HeaderError("is empty")
+        raise CutOffError("is empty")
     magic = cursor.take(min(4, size_bytes), "the magic")
     if magic != MAGIC:
         raise HeaderError(f"is not a GGUF file (it starts with {_readable(magic)})")
@@ -177,7 +177,7 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int, size_bytes: int) -
     if count:
         data_start = -(-cursor.offset // alignment) * alignment
         if data_start + data_end > size_bytes:
-            raise HeaderError(
+            raise CutOffError(
                 f"is cut off: the header says {data_start + data_end:,} bytes with all tensors, "
                 f"the file has {size_bytes:,}"
             )

@@ -15,7 +15,7 @@ from enclaved.core.ids import ClientId
 from enclaved.daemon.broker.call import Call
 from enclaved.daemon.broker.connection import Connection
 from enclaved.daemon.broker.peer import Peer
-from enclaved.daemon.catalog import Catalog, HeaderCache, Store
+from enclaved.daemon.catalog import Catalog, HeaderCache, Looker, Store
 from enclaved.daemon.catalog.headers import ReadHeader
 from enclaved.daemon.supervisor.child import Child, ChildEndedError
 from enclaved.daemon.supervisor.worker import Worker
@@ -108,8 +108,18 @@ def catalog_of(
     *sources: Source, aliases: Mapping[str, str] | None = None, default: str = "tiny", store: Store | None = None
 ) -> Catalog:
     """A catalog of these sources, at a time that stands still."""
+    store = store or a_store()
+    return Catalog(store, looker_of(*sources, store=store), aliases or {}, default)
+
+
+async def no_header(*_: Any) -> ModelHeader:
+    raise AssertionError("no header is wanted")
+
+
+def looker_of(*sources: Source, store: Store) -> Looker:
+    """Looks at these sources, at a time that stands still."""
     contexts = [(source, context_of(Path("/nowhere"))) for source in sources]
-    return Catalog(store or a_store(), contexts, aliases or {}, default, lambda: 1000.0)
+    return Looker(store, contexts, headers_by(no_header, store), lambda _: (), lambda: 1000.0, 10.0)
 
 
 def headers_by(read: ReadHeader, store: Store | None = None) -> HeaderCache:

@@ -7,7 +7,17 @@ import threading
 from typing import Any, cast
 
 import pytest
-from stand_ins import Conversation, StandInBackend, StandInClock, StandInSource, an_entry, catalog_of, headers_by
+from stand_ins import (
+    Conversation,
+    StandInBackend,
+    StandInClock,
+    StandInSource,
+    a_store,
+    an_entry,
+    catalog_of,
+    headers_by,
+    looker_of,
+)
 
 from enclave.protocol import Error, Result, write_body
 from enclave.protocol.bodies import LoadParams, UnloadParams, WhyParams
@@ -92,6 +102,7 @@ class Bench:
             conductor=self.conductor,
             hands=self.hands,
             supervisor=cast("Supervisor", Unused()),
+            looker=looker_of(store=a_store()),
             plugins=(),
             clock=self.clock,
             sessions=lambda: 1,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from enclaved.plugin.hookspecs import Source, SourceContext
+from enclaved.plugin.hookspecs import Source, SourceContext, WatchedFolder
 from enclaved.plugin.model import ModelEntry, ModelFile, ModelHeader, ModelName
 from enclaved.testing import check_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Sequence
 
 
 class GoodSource(Source):
@@ -118,14 +118,45 @@ class RaisesForItsOwn(GoodSource):
         return super().resolve(reference + "x" if reference == "good:f" else reference, context)
 
 
+class IsWatched(GoodSource):
+    """Keeps the rules, and is watched."""
+
+    def entries(self, context: SourceContext) -> list[ModelEntry]:
+        first, second = super().entries(context)
+        return [
+            dataclasses.replace(first, also=("good:f", "good:both")),
+            dataclasses.replace(second, also=("good:both",)),
+        ]
+
+    def watched(self, context: SourceContext) -> Sequence[WatchedFolder] | None:
+        return [WatchedFolder(context.data_folder)]
+
+
+class IsCalledMoreButNotWatched(IsWatched):
+    def watched(self, context: SourceContext) -> None:
+        return None
+
+
+class WatchesARelativeFolder(IsWatched):
+    def watched(self, context: SourceContext) -> Sequence[WatchedFolder]:
+        return [WatchedFolder(Path("models"))]
+
+
+class IsCalledWhatMeansAnother(IsWatched):
+    def entries(self, context: SourceContext) -> list[ModelEntry]:
+        first, second = super().entries(context)
+        return [dataclasses.replace(first, also=()), dataclasses.replace(second, also=("good:f",))]
+
+
 def check(source: Callable[[], Source], folder: Path) -> None:
     check_source(
         source, SourceContext(folder), known=["good:f", "good:none"], missing=["good:missing"], foreign=["other:model"]
     )
 
 
-def test_a_source_that_keeps_the_rules_passes(tmp_path: Path) -> None:
-    check(GoodSource, tmp_path)
+@pytest.mark.parametrize("source", [GoodSource, IsWatched])
+def test_a_source_that_keeps_the_rules_passes(source: Callable[[], Source], tmp_path: Path) -> None:
+    check(source, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +175,9 @@ def test_a_source_that_keeps_the_rules_passes(tmp_path: Path) -> None:
         (AnswersForTheMissing, "must raise LookupError"),
         (SaysNothing, "says nothing"),
         (RaisesForItsOwn, "'good:f' raised LookupError"),
+        (IsCalledMoreButNotWatched, "not watched"),
+        (WatchesARelativeFolder, "is not absolute"),
+        (IsCalledWhatMeansAnother, "also called good:f"),
     ],
 )
 def test_a_broken_rule_is_named(broken: Callable[[], Source], words: str, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ async def test_a_child_may_refuse_but_not_with_any_code(code: str, passed_on: st
 async def test_a_child_that_answers_another_question_is_ended() -> None:
     using = Using()
     task = await using.ask("a")
-    using.children[0].say(HeaderRefused(1, "no"))
+    using.children[0].say(HeaderRefused(1, "no", "no_model"))
     with pytest.raises(RefusalError, match="something else"):
         await task
     assert using.children[0].killed

@@ -158,7 +158,7 @@ async def test_headers_are_read_one_after_the_other_in_one_child(nursery: Nurser
     reading.children[0].say(HeaderRead(1, to_plain(HEADER)))
     assert await one == HEADER
     await _settle()
-    reading.children[0].say(HeaderRefused(2, "no model"))
+    reading.children[0].say(HeaderRefused(2, "no model", "no_model"))
     with pytest.raises(RefusalError, match="two: no model"):
         await two
     assert len(reading.children) == 1
@@ -214,8 +214,8 @@ async def test_a_header_that_makes_no_sense_is_refused(nursery: Nursery, header:
 async def test_an_answer_to_another_question_is_not_taken(nursery: Nursery) -> None:
     reading = Reading(nursery)
     task = await reading.ask("m")
-    reading.children[0].say(HeaderRead(2, {}), HeaderRefused(0, "no"), HeaderRead(1, to_plain(HEADER)))
-    reading.children[0].say(HeaderRefused(1, "no"))
+    reading.children[0].say(HeaderRead(2, {}), HeaderRefused(0, "no", "no_model"), HeaderRead(1, to_plain(HEADER)))
+    reading.children[0].say(HeaderRefused(1, "no", "no_model"))
     assert await task == HEADER
 
 
