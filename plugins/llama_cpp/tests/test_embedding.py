@@ -35,6 +35,9 @@ from enclave_llama_cpp.engine import LlamaCppEngine
 
 Load = Callable[[Path], LlamaCppEmbedder]
 
+ROUNDING = 1e-3
+"""By so much values of about 1 may differ: a processor's kernels sum in another order in another batch."""
+
 
 @pytest.fixture
 def load() -> Generator[Load]:
@@ -98,7 +101,7 @@ def test_a_text_has_the_same_vector_alone_and_beside_others(tiny: LlamaCppEmbedd
     together = vectors(tiny, *texts)
     assert together.shape == (5, 32)
     for text, vector in zip(texts, together, strict=True):
-        assert np.abs(vectors(tiny, text)[0] - vector).max() < 1e-4
+        assert np.abs(vectors(tiny, text)[0] - vector).max() < ROUNDING
     assert len({vector.tobytes() for vector in together}) == 5
 
 
@@ -110,7 +113,7 @@ def test_a_thousand_texts_go_in_as_many_calls_as_it_takes(tiny: LlamaCppEmbedder
     every = np.concatenate([vectors(tiny, *texts[start : start + a_call]) for start in range(0, 1000, a_call)])
     assert every.shape == (1000, 32)
     for number, text in enumerate(texts[:3]):
-        assert np.abs(every[number] - one[text]).max() < 1e-4
+        assert np.abs(every[number] - one[text]).max() < ROUNDING
 
 
 def test_a_ranker_gives_one_score_that_depends_on_both_texts(ranker: LlamaCppEmbedder) -> None:
@@ -123,7 +126,9 @@ def test_a_ranker_gives_one_score_that_depends_on_both_texts(ranker: LlamaCppEmb
     scores = [np.frombuffer(data, "<f4") for data in ranker.pool(encoded)]
     assert all(score.shape == (1,) for score in scores)
     assert len({float(score[0]) for score in scores}) == 3
-    assert math.isclose(float(scores[1][0]), float(np.frombuffer(ranker.pool(encoded[1:2])[0], "<f4")[0]), abs_tol=1e-4)
+    assert math.isclose(
+        float(scores[1][0]), float(np.frombuffer(ranker.pool(encoded[1:2])[0], "<f4")[0]), abs_tol=ROUNDING
+    )
 
 
 def test_what_would_end_the_process_is_refused(tiny: LlamaCppEmbedder) -> None:
@@ -158,13 +163,13 @@ def test_an_interrupt_ends_at_most_one_call(tiny: LlamaCppEmbedder) -> None:
     except InterruptedStepError:
         found = vectors(tiny, "a" * 40)
     thread.join()
-    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(found - expected).max() < ROUNDING
 
 
 def test_threads_memory_and_end(tiny: LlamaCppEmbedder) -> None:
     expected = vectors(tiny, "word")
     tiny.set_threads(1)
-    assert np.abs(vectors(tiny, "word") - expected).max() < 1e-4
+    assert np.abs(vectors(tiny, "word") - expected).max() < ROUNDING
     use = tiny.memory()
     assert use.weights_bytes > 0
     assert use.compute_bytes > 0
