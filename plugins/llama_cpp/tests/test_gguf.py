@@ -283,36 +283,6 @@ def test_a_large_vocabulary_is_skipped_fast() -> None:
     assert time.thread_time() - started < 1
 
 
-_TINY = tiny_llama().encode()
-_TINY_HEADER_BYTES = _TINY.index(b"blk.1.ffn_down.weight") + 60
-_SPOTS = st.integers(0, _TINY_HEADER_BYTES)
-_NUMBERS = st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1)
-_MUTATIONS = st.tuples(_SPOTS, st.sampled_from(["byte", "number", "cut", "insert"]), _NUMBERS)
-
-
-@settings(max_examples=400)
-@given(
-    st.lists(st.tuples(_SPOTS, st.sampled_from(["byte", "number", "cut", "insert"]), _NUMBERS), min_size=1, max_size=4)
-)
-def test_a_mutated_header_ends_in_a_header_or_a_reason(mutations: list[tuple[int, str, int]]) -> None:
-    content = bytearray(_TINY)
-    for spot, how, number in mutations:
-        if how == "byte":
-            content[spot : spot + 1] = bytes([number % 256])
-        elif how == "number":
-            content[spot : spot + 8] = struct.pack("<Q", number)
-        elif how == "insert":
-            content[spot:spot] = struct.pack("<Q", number)
-        else:
-            del content[spot:]
-    started = time.thread_time()
-    outcome = header_or_reason(bytes(content))
-    assert time.thread_time() - started < 1
-    assert outcome
-    if isinstance(outcome, ModelHeader):
-        assert outcome.weights_bytes <= len(content)
-
-
 @settings(max_examples=200)
 @given(st.binary(max_size=300))
 def test_garbage_after_the_magic_ends_in_a_header_or_a_reason(garbage: bytes) -> None:
