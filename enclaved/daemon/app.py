@@ -23,7 +23,7 @@ from enclaved.core.ids import DeviceId
 from enclaved.core.state import Device, Limits, State
 from enclaved.core.story import Story
 from enclaved.daemon.broker import Broker, BrokerSettings
-from enclaved.daemon.catalog import Catalog, CatalogSettings, HeaderCache, Looker, Store
+from enclaved.daemon.catalog import Catalog, CatalogSettings, Folders, HeaderCache, Looker, Store
 from enclaved.daemon.clock import Clock, SystemClock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.config import Config, DaemonSettings
@@ -42,6 +42,7 @@ from enclaved.plugin.model import ModelEntry
 CPU = "cpu"
 """The one device for now: the processor with its memory."""
 CATALOG_FILE = "catalog.sqlite"
+FOLDERS_FILE = "folders.toml"
 CATALOG_SECONDS_MAX = 1.0
 """What the catalog gets to write what it is at: a disk may not answer."""
 
@@ -80,6 +81,8 @@ class Daemon:
             store = Store(self.places.data / CATALOG_FILE)
             headers = HeaderCache(supervisor.read_header, store, clock.wall)
             looker = self._looker(store, headers, clock)
+            folders = Folders(self.places.config / FOLDERS_FILE, looker, store)
+            folders.read()
             models = self._models(store, headers, looker, cores)
             workers = self.config.table("workers", WorkerSettings)
             hands = WorkerHands(models, supervisor, workers, clock, conductor.post, lambda: methods.looked())
@@ -99,6 +102,7 @@ class Daemon:
                 hands=hands,
                 supervisor=supervisor,
                 looker=looker,
+                folders=folders,
                 plugins=self.plugins.lines,
                 clock=clock,
                 sessions=lambda: broker.sessions,

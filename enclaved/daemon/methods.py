@@ -34,6 +34,7 @@ from enclave.protocol.bodies import (
     WhyResult,
 )
 from enclave.protocol.errors import RemoteProtocolError
+from enclave.protocol.folder_bodies import FolderInfo, FolderParams, FoldersResult
 from enclave.protocol.messages import PROTOCOL_VERSION, Result
 from enclave.protocol.methods import read_params, write_body
 from enclaved import __version__
@@ -42,7 +43,7 @@ from enclaved.core.ids import InstanceId, ModelKey
 from enclaved.core.reasons import Reason, Why
 from enclaved.core.story import Record, Story
 from enclaved.daemon.broker import Call, refusal_of
-from enclaved.daemon.catalog import Looker
+from enclaved.daemon.catalog import Folder, Folders, Looker
 from enclaved.daemon.clock import Clock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.hands import WorkerHands
@@ -90,6 +91,7 @@ class Methods:
         hands: WorkerHands,
         supervisor: Supervisor,
         looker: Looker,
+        folders: Folders,
         plugins: tuple[PluginLine, ...],
         clock: Clock,
         sessions: Callable[[], int],
@@ -100,6 +102,7 @@ class Methods:
         self._conductor = conductor
         self._hands = hands
         self._supervisor = supervisor
+        self._folders = folders
         self._plugins = plugins
         self._clock = clock
         self._sessions = sessions
@@ -118,6 +121,9 @@ class Methods:
         self._answers: dict[str, Callable[[Call, Any], Awaitable[object]]] = {
             "models.list": self._list_models,
             "models.show": self._show_model,
+            "folders.list": self._list_folders,
+            "folders.add": self._add_folder,
+            "folders.remove": self._remove_folder,
             "events.subscribe": self._news.subscribe,
             "instances.unload": self._unload,
             "scheduler.why": self._why,
@@ -281,6 +287,16 @@ class Methods:
         header, _ = await self._models.header(entry, backend)
         return await self._book.show(entry, header, backend.refuse(header))
 
+    async def _list_folders(self, call: Call, params: Empty) -> FoldersResult:
+        return FoldersResult(folders=tuple(_folder_info(folder) for folder in await self._folders.list()))
+
+    async def _add_folder(self, call: Call, params: FolderParams) -> FolderInfo:
+        return _folder_info(await self._folders.add(params.path))
+
+    async def _remove_folder(self, call: Call, params: FolderParams) -> Empty:
+        await self._folders.remove(params.path)
+        return Empty()
+
     # --- the daemon ---
 
     def _info(self, call: Call, params: Empty) -> DaemonInfo:
@@ -302,8 +318,8 @@ class Methods:
         state = self._conductor.state
         waiting = len(state.waiting())
         problems = [f"plugin {line.name}: {line.problem}" for line in self._plugins if line.state == "failed"]
-        if self._models.catalog.problem is not None:
-            problems.append(self._models.catalog.problem)
+        kept = (self._models.catalog.problem, self._folders.problem)
+        problems += [problem for problem in kept if problem is not None]
         return HealthResult(
             status="degraded" if problems else "ok",
             problems=tuple(problems),
@@ -400,6 +416,12 @@ def _params_of(call: Call) -> Any:
 
 
 _IN_THE_BODY = "; this method takes it in the body"
+
+
+def _folder_info(folder: Folder) -> FolderInfo:
+    return FolderInfo(
+        path=folder.path, source=folder.source, added=folder.is_added, models=folder.models, problem=folder.problem
+    )
 
 
 async def _to_its_end(work: Callable[[], T]) -> T:

@@ -66,6 +66,8 @@ class SourceContext:
     """A folder of its own, made when the source first needs it."""
     settings: Any = None
     """An instance of the dataclass that the plugin named by `enclave_settings`, filled from the configuration."""
+    folders: tuple[Path, ...] = ()
+    """Absolute paths of the folders that the user added, for a source that `takes_folders`; none of them need exist."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Source(ABC):
     """The light half of a source: which models it offers and which references are its own."""
 
     name: str
+    takes_folders: bool = False
+    """Whether it looks for models in `SourceContext.folders`."""
 
     @abstractmethod
     def models(self, context: SourceContext) -> Iterable[ModelEntry]:

@@ -158,3 +158,42 @@ def test_a_folder_that_comes_later_is_found(home: Path, start_daemon: StartDaemo
         folder.mkdir()
         (folder / "a.gguf").write_bytes(model)
         assert next(told).key == "folder:a.gguf"
+
+
+def test_a_folder_is_added_listed_and_removed_while_the_daemon_runs(watching: Watching, model: bytes) -> None:
+    added = watching.folder.parent / "added"
+    added.mkdir()
+    (added / "there.gguf").write_bytes(model)
+    told = watching.client.add_folder(added)
+    assert (told.path, told.source, told.added) == (str(added), "folder", True)
+    assert watching.next() == ("added", "folder:there.gguf")
+    (added / "later.gguf").write_bytes(model)
+    assert watching.next() == ("added", "folder:later.gguf")
+    listed = {folder.path: folder for folder in watching.client.folders()}
+    assert listed[str(added)].models == 2
+    assert listed[str(watching.folder)].added is False
+    assert watching.client.generate("folder:there.gguf", "a", max_tokens=2).result().usage.completion_tokens == 2
+    watching.client.remove_folder(added)
+    assert {watching.next(), watching.next()} == {("removed", "folder:later.gguf"), ("removed", "folder:there.gguf")}
+    assert [folder.path for folder in watching.client.folders()] == [str(watching.folder)]
+    assert sorted(file.name for file in added.iterdir()) == ["later.gguf", "there.gguf"]
+
+
+def test_a_folder_of_the_configuration_is_not_removed_over_the_wire(watching: Watching) -> None:
+    with pytest.raises(enclave.BadRequestError, match="was not added") as caught:
+        watching.client.remove_folder(watching.folder)
+    assert "configuration" in caught.value.hint
+
+
+def test_an_added_folder_is_there_after_a_kill(home: Path, start_daemon: StartDaemon, model: bytes) -> None:
+    folder = home.parent / "added"
+    folder.mkdir()
+    (folder / "there.gguf").write_bytes(model)
+    daemon = start_daemon()
+    with daemon.client() as client:
+        client.add_folder(folder)
+    daemon.kill()
+    with start_daemon().client() as client, client.events("models") as events:
+        # In the first snapshot, or as soon as its header has been read.
+        assert any("folder:there.gguf" in (event.key, *(event.data or {})) for event in events)
+        assert [(each.path, each.added) for each in client.folders()] == [(str(folder), True)]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Usage,
         WhyRecord,
     )
+    from enclave.protocol.folder_bodies import FolderInfo
     from enclave.protocol.messages import Progress
     from enclave.results import Embeddings, Ranking
 
@@ -164,6 +165,12 @@ class Daemon(Protocol):
     def models(self) -> Sequence[ModelInfo]: ...
 
     def show(self, model: str, /) -> ModelShow: ...
+
+    def folders(self) -> Sequence[FolderInfo]: ...
+
+    def add_folder(self, path: str, /) -> FolderInfo: ...
+
+    def remove_folder(self, path: str, /) -> None: ...
 
     def instances(self) -> Sequence[InstanceInfo]: ...
 

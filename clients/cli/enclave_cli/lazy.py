@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "bench": "Measure how fast a model is on this machine.",
     "list": "List the models that can be run.",
     "show": "Tell what is known of one model.",
+    "folder": "List, add or remove folders in which models are found.",
     "pull": "Fetch a model and install it.",
     "downloads": "List the models that are being fetched, or end one.",
     "ps": "List the models that are in memory, and what they take.",

@@ -42,6 +42,7 @@ from enclave.protocol.bodies import (
     WhyRecord,
 )
 from enclave.protocol.codec import encode
+from enclave.protocol.folder_bodies import FolderInfo
 from enclave.protocol.messages import Progress, Stage
 from enclave.results import Embeddings, Ranking, Receipt
 from enclave_cli.daemon import Notice
@@ -188,6 +189,10 @@ class FakeDaemon:
     plugins_known: Sequence[PluginInfo] = (
         PluginInfo(name="fake", version="0.1.0", kinds=("backend", "source")),
         PluginInfo(name="torn", version="2", state="failed", problem="ImportError: no module named 'gone'"),
+    )
+    folders_known: Sequence[FolderInfo] = (
+        FolderInfo(path="/models", source="folder", added=True, models=2),
+        FolderInfo(path="/mnt/nas", source="folder", models=1, problem="it is on a network (nfs)"),
     )
     records: Sequence[WhyRecord] = (
         WhyRecord(number=7, at=0.25, kind="RequestArrived", text="a request for tiny", data={"prompt_bytes": 9}),
@@ -363,6 +368,17 @@ class FakeDaemon:
             format="gguf", architecture="llama", parameters=260_032, context_length=512, template=self.template
         )
         return ModelShow(name=model, source="builtin", size=1024, backends=("fake",), header=header, files=("a", "b"))
+
+    def folders(self) -> Sequence[FolderInfo]:
+        self._call("folders")
+        return self.folders_known
+
+    def add_folder(self, path: str) -> FolderInfo:
+        self._call("add_folder", path=path)
+        return FolderInfo(path=path, source="folder", added=True, models=3)
+
+    def remove_folder(self, path: str) -> None:
+        self._call("remove_folder", path=path)
 
     def instances(self) -> Sequence[InstanceInfo]:
         self._call("instances")

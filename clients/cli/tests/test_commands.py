@@ -471,3 +471,25 @@ def test_what_is_waited_for_is_told_with_its_clients() -> None:
     assert running.awaited([replace(one, askers=())]) == "waiting for 1 request"
     assert running.awaited([one, one]) == "waiting for 2 requests of me\ufffd"
     assert running.awaited([replace(one, queued=1)] * 2, queued=True) == "waiting for 3 requests of me\ufffd, idle"
+
+
+def test_folder_tells_what_each_holds_and_how_changes_are_noticed(run: Run) -> None:
+    mine, theirs = run("folder").out.splitlines()[1:]
+    assert mine.split() == ["/models", "2", "folder", "enclave", "folder", "add", "told", "by", "the", "system"]
+    assert "it is on a network (nfs)" in theirs
+    assert run("folder", "list").out == run("folder").out
+
+
+def test_without_folders_folder_says_how_to_add_one(run: Run, daemon: FakeDaemon) -> None:
+    daemon.folders_known = ()
+    assert "enclave folder add PATH" in run("folder").out
+
+
+def test_a_folder_is_added_and_removed_by_its_whole_path(
+    run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("folder", "add", "a/../b").out.startswith(f"{tmp_path}/b: 3 models")
+    assert daemon.request("add_folder") == {"path": f"{tmp_path}/b"}
+    assert "the files in it stay" in run("folder", "remove", ".").out
+    assert daemon.request("remove_folder") == {"path": str(tmp_path)}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from enclave.exceptions import ContextExceededError as ContextExceededError
     from enclave.exceptions import DaemonUnavailableError as DaemonUnavailableError
     from enclave.exceptions import DeadlineError as DeadlineError
+    from enclave.exceptions import DiskFailedError as DiskFailedError
     from enclave.exceptions import EnclaveError as EnclaveError
     from enclave.exceptions import InstanceNotFoundError as InstanceNotFoundError
     from enclave.exceptions import InternalError as InternalError
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from enclave.protocol.bodies import Usage as Usage
     from enclave.protocol.bodies import WallsInfo as WallsInfo
     from enclave.protocol.bodies import WhyRecord as WhyRecord
+    from enclave.protocol.folder_bodies import FolderInfo as FolderInfo
     from enclave.protocol.messages import Priority as Priority
     from enclave.protocol.messages import Progress as Progress
     from enclave.protocol.messages import Stage as Stage
@@ -88,6 +90,7 @@ _HOMES = {
     "Stream": "enclave.stream",
     "RequestOptions": "enclave.calls",
     "SamplingOptions": "enclave.calls",
+    "DiskFailedError": "enclave.exceptions",
     "EnclaveError": "enclave.exceptions",
     "BadMessageError": "enclave.exceptions",
     "BadRequestError": "enclave.exceptions",
@@ -128,6 +131,7 @@ _HOMES = {
     "LoadResult": "enclave.protocol.bodies",
     "MemoryInfo": "enclave.protocol.bodies",
     "ModelHeaderInfo": "enclave.protocol.bodies",
+    "FolderInfo": "enclave.protocol.folder_bodies",
     "ModelInfo": "enclave.protocol.bodies",
     "ModelShow": "enclave.protocol.bodies",
     "PluginInfo": "enclave.protocol.bodies",
@@ -155,6 +159,7 @@ __all__ = [  # noqa: RUF022  the clients first
     "Stream",
     "RequestOptions",
     "SamplingOptions",
+    "DiskFailedError",
     "EnclaveError",
     "BadMessageError",
     "BadRequestError",
@@ -194,6 +199,7 @@ __all__ = [  # noqa: RUF022  the clients first
     "LoadResult",
     "MemoryInfo",
     "ModelHeaderInfo",
+    "FolderInfo",
     "ModelInfo",
     "ModelShow",
     "PluginInfo",

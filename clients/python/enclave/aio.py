@@ -7,6 +7,7 @@ makes a connection of its own.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, Unpack
@@ -23,7 +24,7 @@ from enclave.connecting import (
     not_again,
 )
 from enclave.exceptions import ConnectionLostError, EnclaveError, error_for
-from enclave.naming import ModelName, named
+from enclave.naming import ModelName, absolute, named
 
 if TYPE_CHECKING:
     from enclave.aio_connection import AsyncConnection
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         UnloadResult,
         WhyRecord,
     )
+    from enclave.protocol.folder_bodies import FolderInfo
     from enclave.protocol.messages import Priority, Progress
     from enclave.results import ChatResult, Embeddings, Prefilled, Ranking, TextResult
 
@@ -307,6 +309,19 @@ class AsyncClient:
     async def alias(self, name: str, model: ModelName | None = None) -> None:
         """Give a model a second name; without a model the alias goes."""
         await self._ask(calls.alias(name, named(model)))
+
+    async def folders(self) -> list[FolderInfo]:
+        """The folders in which models are found."""
+        return list((await self._ask(calls.folders())).folders)
+
+    async def add_folder(self, path: str | os.PathLike[str]) -> FolderInfo:
+        """Find models in this folder too, and in those below it, from now on; a relative path is made absolute. Nothing
+        in it is changed. Returns what was found."""
+        return await self._ask(calls.add_folder(absolute(path)))
+
+    async def remove_folder(self, path: str | os.PathLike[str]) -> None:
+        """No longer find models in a folder that was added. What lies in it stays as it is."""
+        await self._ask(calls.remove_folder(absolute(path)))
 
     def pull(
         self, reference: str, *, progress: Callable[[Progress], object] | None = None

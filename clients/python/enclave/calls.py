@@ -39,6 +39,7 @@ from enclave.protocol.bodies import (
 )
 from enclave.protocol.codec import field_names
 from enclave.protocol.errors import LocalProtocolError
+from enclave.protocol.folder_bodies import FolderParams
 from enclave.protocol.messages import Priority, Progress, Request
 from enclave.protocol.methods import METHODS, write_body
 from enclave.protocol.records import record
@@ -324,6 +325,21 @@ def models(after: str) -> Call:
 def show(model: str) -> Call:
     """One model with its header."""
     return _call("models.show", None, ModelParams, {"model": model}, {})
+
+
+def folders() -> Call:
+    """Where models are found."""
+    return _call("folders.list", None, Empty, {}, {})
+
+
+def add_folder(path: str) -> Call:
+    """A folder to look into."""
+    return _call("folders.add", None, FolderParams, {"path": path}, {})
+
+
+def remove_folder(path: str) -> Call:
+    """A folder to look into no longer."""
+    return _call("folders.remove", None, FolderParams, {"path": path}, {})
 
 
 def instances() -> Call:

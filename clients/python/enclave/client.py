@@ -24,7 +24,7 @@ from enclave.connecting import (
     not_again,
 )
 from enclave.exceptions import ConnectionLostError, EnclaveError
-from enclave.naming import ModelName, named
+from enclave.naming import ModelName, absolute, named
 from enclave.stream import Stream
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         UnloadResult,
         WhyRecord,
     )
+    from enclave.protocol.folder_bodies import FolderInfo
     from enclave.protocol.messages import Priority, Progress
     from enclave.results import ChatResult, Embeddings, Prefilled, Ranking, TextResult
 
@@ -326,6 +327,19 @@ class Client:
     def alias(self, name: str, model: ModelName | None = None) -> None:
         """Give a model a second name; without a model the alias goes."""
         self._ask(calls.alias(name, named(model)))
+
+    def folders(self) -> list[FolderInfo]:
+        """The folders in which models are found."""
+        return list(self._ask(calls.folders()).folders)
+
+    def add_folder(self, path: str | os.PathLike[str]) -> FolderInfo:
+        """Find models in this folder too, and in those below it, from now on; a relative path is made absolute. Nothing
+        in it is changed. Returns what was found."""
+        return self._ask(calls.add_folder(absolute(path)))
+
+    def remove_folder(self, path: str | os.PathLike[str]) -> None:
+        """No longer find models in a folder that was added. What lies in it stays as it is."""
+        self._ask(calls.remove_folder(absolute(path)))
 
     def pull(
         self, reference: str, *, progress: Callable[[Progress], object] | None = None

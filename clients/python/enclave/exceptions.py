@@ -197,6 +197,12 @@ class InstanceNotFoundError(EnclaveError):
     CODE = "instance_not_found"
 
 
+class DiskFailedError(EnclaveError):
+    """Something cannot be kept on the disk, or what was kept there cannot be read."""
+
+    CODE = "disk_failed"
+
+
 class InternalError(EnclaveError):
     """The daemon met a defect of its own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enclaved.daemon.catalog.catalog import Catalog, OwnNames, Page
 from enclaved.daemon.catalog.files import FileIdentity, identity_of, open_model_file
+from enclaved.daemon.catalog.folders import Folder, Folders
 from enclaved.daemon.catalog.headers import HeaderCache
 from enclaved.daemon.catalog.looking import Looker
 from enclaved.daemon.catalog.records import Changes, Line
@@ -15,6 +16,8 @@ __all__ = [
     "CatalogSettings",
     "Changes",
     "FileIdentity",
+    "Folder",
+    "Folders",
     "HeaderCache",
     "Line",
     "Looker",

@@ -11,7 +11,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
@@ -107,6 +108,17 @@ class Looker:
     def watched_sources(self) -> list[str]:
         """The sources of which the store has all that their references can mean."""
         return [name for name, looked in self._sources.items() if looked.is_watched]
+
+    @property
+    def sources_with_folders(self) -> list[str]:
+        """The sources that look into folders of the user's choice."""
+        return [name for name, looked in self._sources.items() if looked.source.takes_folders]
+
+    def give_folders(self, folders: Sequence[str]) -> None:
+        """From their next look on, the sources that look into folders look into these."""
+        for name in self.sources_with_folders:
+            looked = self._sources[name]
+            looked.context = replace(looked.context, folders=tuple(map(Path, folders)))
 
     def watched_folders(self, source: str) -> Sequence[Watched]:
         """How the folders of a source are watched."""

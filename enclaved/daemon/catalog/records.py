@@ -149,6 +149,15 @@ def count_models(connection: Connection) -> int:
     return count
 
 
+def count_models_below(connection: Connection, source: str, folder: str) -> int:
+    """How many models of a source lie in a folder, or in one below it."""
+    beginning = folder.rstrip("/") + "/"
+    (count,) = connection.execute(
+        "SELECT count(*) FROM models WHERE source = ? AND substr(path, 1, ?) = ?", (source, len(beginning), beginning)
+    ).fetchone()
+    return count
+
+
 def header_of(connection: Connection, identity: str, reader: str, version: str) -> ModelHeader | None:
     """What a reader of this version found in a file; None where it is not known, or no longer understood."""
     row = connection.execute(

@@ -1,4 +1,4 @@
-"""The source `folder`: models that lie in folders which the user named in the configuration.
+"""The source `folder`: models that lie in folders which the user added, or named in the configuration.
 
     [plugins.folder]
     folders = ["~/models"]
@@ -39,6 +39,7 @@ class FolderSource(Source):
     """Offers the model files in the configured folders."""
 
     name = "folder"
+    takes_folders = True
 
     def __init__(self) -> None:
         self._linked: Mapping[Path, bool] = {}
@@ -89,7 +90,8 @@ class FolderSource(Source):
 
 
 def _folders(context: SourceContext) -> list[Path]:
-    """The configured folders, absolute; a relative one is taken from the home folder, `~name` from that user's."""
+    """The folders of the configuration and then those that were added, absolute; a relative one is taken from the home
+    folder, `~name` from that user's."""
     settings = context.settings if isinstance(context.settings, FolderSettings) else FolderSettings()
     folders: list[Path] = []
     for text in settings.folders:
@@ -97,7 +99,7 @@ def _folders(context: SourceContext) -> list[Path]:
             folders.append(Path.home() / Path(text).expanduser())
         except RuntimeError:  # there is no such user, so no such folder
             continue
-    return folders
+    return list(dict.fromkeys([*folders, *context.folders]))
 
 
 def _named_models(context: SourceContext, linked: dict[Path, bool] | None = None) -> dict[str, FoundModel]:
@@ -111,7 +113,7 @@ def _named_models(context: SourceContext, linked: dict[Path, bool] | None = None
 
 def _nothing_found(wanted: str, models: dict[str, FoundModel], folders: Sequence[Path]) -> str:
     if not folders:
-        return f"no folder is configured to look for {wanted!r} in; set `folders` in the table [plugins.folder]"
+        return f"there is no folder to look for {wanted!r} in; `enclave folder add PATH` adds one"
     if not models:
         return f"there is no model {wanted!r}, nor any other, in {_listed([str(folder) for folder in folders])}"
     from difflib import get_close_matches

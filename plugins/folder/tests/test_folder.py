@@ -63,11 +63,23 @@ def test_models_are_found_by_suffix_in_all_folders_below(tmp_path: Path) -> None
     assert names(tmp_path) == ["folder:a.gguf", "folder:c.onnx", "folder:deep/er/B.GGUF"]
 
 
-def test_without_folders_there_is_nothing_and_the_error_says_where_to_configure(tmp_path: Path) -> None:
+def test_without_folders_there_is_nothing_and_the_error_says_how_to_add_one(tmp_path: Path) -> None:
     assert names() == []
     assert list(FolderSource().models(SourceContext(tmp_path))) == []
-    with pytest.raises(LookupError, match=r"\[plugins.folder\]"):
+    with pytest.raises(LookupError, match="enclave folder add"):
         resolve("folder:a")
+
+
+def test_added_folders_count_after_those_of_the_configuration(tmp_path: Path) -> None:
+    for name in ("configured", "added"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same.gguf").touch()
+    settings = FolderSettings(folders=(str(tmp_path / "configured"),))
+    context = SourceContext(tmp_path, settings, (tmp_path / "added", tmp_path / "configured"))
+    assert [entry.name for entry in FolderSource().models(context)] == [
+        "folder:same.gguf",
+        f"folder:{tmp_path / 'added' / 'same.gguf'}",
+    ]
 
 
 def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

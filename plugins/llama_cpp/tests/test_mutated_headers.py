@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from plugins.llama_cpp.tests.mutated_headers import MEMORY_BYTES_MAX, SECONDS_MAX
+from plugins.llama_cpp.tests.mutated_headers import SECONDS_MAX
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,3 @@ def test_each_ends_in_a_header_or_a_reason(seed: int, count: int) -> None:
     assert told["headers"] > count // 50, "the mutations leave too little whole to reach what comes late in a header"
     assert told["different"] >= 5, told
     assert told["slowest_seconds"] < SECONDS_MAX
-    assert told["peak_bytes"] < MEMORY_BYTES_MAX

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -27,6 +28,7 @@ from enclaved.core.state import Device, Instance, State
 from enclaved.core.story import Story
 from enclaved.daemon import methods as answering
 from enclaved.daemon.broker import Call
+from enclaved.daemon.catalog import Folders
 from enclaved.daemon.clock import SystemClock
 from enclaved.daemon.conductor import Conductor
 from enclaved.daemon.hands import WorkerHands
@@ -96,13 +98,16 @@ class Bench:
         class Unused:
             def prepare(self, backend: str) -> None: ...
 
+        store = a_store()
+        looker = looker_of(store=store)
         self.methods = Methods(
             identity=Identity("ipc://nowhere", "/nowhere", "enclaved", 0.0),
             models=models,
             conductor=self.conductor,
             hands=self.hands,
             supervisor=cast("Supervisor", Unused()),
-            looker=looker_of(store=a_store()),
+            looker=looker,
+            folders=Folders(Path("/nowhere/folders.toml"), looker, store),
             plugins=(),
             clock=self.clock,
             sessions=lambda: 1,

@@ -1,7 +1,7 @@
 """What is in bodies: the parameters, results and chunk values of every method, typed.
 
-The client builds bodies from these types, whoever answers a method checks them, docs/protocol.md prints them. What the
-daemon schedules by (model, priority, max_tokens, …) stands in the request's header instead, see messages.py.
+The client builds bodies from these types (and from those of folder_bodies.py), whoever answers a method checks them,
+docs/protocol.md prints them. What the daemon schedules by (model, …) is in the request's header, see messages.py.
 """
 
 from __future__ import annotations

@@ -203,6 +203,13 @@ _ROWS = (
         Fault.CLIENT,
     ),
     ErrorCode(
+        "disk_failed",
+        "Something cannot be kept on the disk, or what was kept there cannot be read.",
+        False,
+        "Free space, or give the daemon the right to write the file that the message names.",
+        Fault.MACHINE,
+    ),
+    ErrorCode(
         "internal",
         "The daemon met a defect of its own.",
         False,

@@ -60,6 +60,7 @@ from enclave.protocol.bodies import (
 )
 from enclave.protocol.codec import decode, encode
 from enclave.protocol.errors import RemoteProtocolError
+from enclave.protocol.folder_bodies import FolderInfo, FolderParams, FoldersResult
 from enclave.protocol.messages import Chunk, Request, Result
 from enclave.protocol.packing import BODY_LIMITS, iterate, pack, unpack
 
@@ -128,6 +129,9 @@ _ROWS = (
     ),
     _change("models.remove", ModelParams),
     _change("models.alias", AliasParams),
+    _daemon("folders.list", Empty, FoldersResult, built=True),
+    _change("folders.add", FolderParams, FolderInfo, built=True),
+    _change("folders.remove", FolderParams, built=True),
     _daemon("instances.list", Empty, InstancesResult, built=True),
     Method("instances.load", LoadParams, LoadResult, None, AnsweredBy.DAEMON, Right.MANAGE, progresses=True),
     _change("instances.unload", UnloadParams, UnloadResult, built=True),
