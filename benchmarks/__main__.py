@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from benchmarks import engine, first_token, idle_memory, wire
+from benchmarks import catalog, engine, first_token, idle_memory, wire
 
 BENCHMARKS: dict[str, Callable[[int], None]] = {
+    "catalog": catalog.run,
     "engine": engine.run,
     "first_token": first_token.run,
     "idle_memory": idle_memory.run,

@@ -51,6 +51,8 @@ class News:
         self._hub = EventHub(EVENT_TOPICS, clock.wall)
         self._telling_models = asyncio.Lock()
         """Of two changes of the models the later one is told later."""
+        self._subscribing = 0
+        """Who reads the models to begin with. What changes meanwhile is news to them, too."""
         self._will_look = False
 
     def looked(self) -> None:
@@ -69,7 +71,7 @@ class News:
 
     async def models_changed(self, changes: Changes) -> None:
         """The catalog has changed so; who subscribes to the models hears of it."""
-        if not self._hub.is_watched("models"):
+        if not self._subscribing and not self._hub.is_watched("models"):
             return
         async with self._telling_models:
             infos = await self._models.infos((*changes.added, *changes.changed))
@@ -82,9 +84,13 @@ class News:
             subscription = self._subscribed(call, topics)
         else:
             await self._models.look()
-            async with self._telling_models:
-                self._hub.see("models", await _by_name(await self._models.all_infos()))
-                subscription = self._subscribed(call, topics)
+            self._subscribing += 1
+            try:
+                async with self._telling_models:
+                    self._hub.see("models", await _by_name(await self._models.all_infos()))
+                    subscription = self._subscribed(call, topics)
+            finally:
+                self._subscribing -= 1
         try:
             while True:
                 await asyncio.Event().wait()

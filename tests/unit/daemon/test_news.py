@@ -110,3 +110,29 @@ async def test_who_subscribes_to_the_models_hears_what_the_catalog_says_has_chan
     assert set(_told(conversation)[0].data or {}) == {"a", "b", "c"}
     subscribing.cancel()
     await asyncio.wait([subscribing])
+
+
+async def test_what_changes_while_the_first_snapshot_is_read_is_told_after_it() -> None:
+    conversation, book = Conversation(name="events.subscribe"), StandInBook()
+    news = News(State({}), cast("WorkerHands", StandInHands()), book, SystemClock())
+    book.models = {"a": _model("a")}
+    telling: list[asyncio.Task[None]] = []
+
+    async def all_infos() -> Sequence[ModelInfo]:
+        found = list(book.models.values())
+        book.models = {"b": _model("b")}
+        telling.append(asyncio.create_task(news.models_changed(Changes(added=("b",), removed=("a",)))))
+        await asyncio.sleep(0)
+        return found
+
+    book.all_infos = all_infos
+    subscribing = asyncio.create_task(news.subscribe(conversation.call, EventsParams(topics=("models",))))
+    await conversation.wait_received(Chunk)
+    await asyncio.gather(*telling)
+    assert [(event.name, event.key) for event in _told(conversation)] == [
+        ("snapshot", None),
+        ("removed", "a"),
+        ("added", "b"),
+    ]
+    subscribing.cancel()
+    await asyncio.wait([subscribing])
