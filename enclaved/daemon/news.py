@@ -17,6 +17,9 @@ from enclaved.daemon.clock import Clock
 from enclaved.daemon.hands import WorkerHands
 from enclaved.daemon.observe import EventHub, Subscription
 
+TOLD_AT_ONCE = 200
+"""Models; what else the daemon has to do comes between them and the next."""
+
 _RESTLESS = frozenset({"loaded_seconds"})
 """Fields that change by themselves all the time; who wants them asks for the list."""
 
@@ -74,8 +77,11 @@ class News:
         if not self._subscribing and not self._hub.is_watched("models"):
             return
         async with self._telling_models:
-            infos = await self._models.infos((*changes.added, *changes.changed))
-            self._hub.update("models", await _by_name(infos), gone=changes.removed)
+            for gone in _batches(changes.removed):
+                self._hub.update("models", {}, gone=gone)
+                await asyncio.sleep(0)
+            for names in _batches((*changes.added, *changes.changed)):
+                self._hub.update("models", await _by_name(await self._models.infos(names)))
 
     async def subscribe(self, call: Call, params: EventsParams) -> NoReturn:
         """Tells the call's client of these topics until it is cancelled."""
@@ -124,6 +130,10 @@ class News:
             }
             for device in self._state.devices.values()
         }
+
+
+def _batches(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[start : start + TOLD_AT_ONCE] for start in range(0, len(names), TOLD_AT_ONCE)]
 
 
 async def _by_name(infos: Sequence[ModelInfo]) -> dict[str, JsonMap]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from enclave.protocol.bodies import EventChunk, JsonMap
-from enclave.protocol.methods import write_body
+from enclave.protocol.codec import encode
+from enclave.protocol.packing import pack
 
 WAITING_BYTES_MAX = 64 * 1024
 """What may wait for one subscriber: some hundreds of changes, or one thing that is larger. A snapshot is worth more to
@@ -126,15 +127,20 @@ class EventHub:
         known.number += 1
         if not self.is_watched(topic):
             return
-        body = write_body(
-            EventChunk(topic=topic, name=name, number=known.number, at=self._wall(), key=key, data=dict(thing))
-        )
+        event = EventChunk(topic=topic, name=name, number=known.number, at=self._wall(), key=key)
+        body = _body_of(event, thing)
         for subscription in list(self._subscriptions):
             subscription.changed(topic, body)
 
     def _anew(self, topic: str, behind: bool) -> list[bytes]:
         known = self._topics[topic]
         at, number = self._wall(), known.number
-        told = [EventChunk(topic=topic, name="behind", number=number, at=at)] if behind else []
-        told.append(EventChunk(topic=topic, name="snapshot", number=number, at=at, data=dict(known.things)))
-        return [write_body(event) for event in told]
+        told = [pack(encode(EventChunk(topic=topic, name="behind", number=number, at=at)))] if behind else []
+        told.append(_body_of(EventChunk(topic=topic, name="snapshot", number=number, at=at), known.things))
+        return told
+
+
+def _body_of(event: EventChunk, data: Mapping[str, object]) -> bytes:
+    """An event with its data, which is plain already: to go through ten thousand things again takes a third of a
+    second, in which nobody else is answered."""
+    return pack({**encode(event), "data": data})
