@@ -18,6 +18,7 @@ from typing import cast
 
 from enclaved.daemon.catalog.looking import Looker
 from enclaved.daemon.catalog.records import count_models_below
+from enclaved.daemon.catalog.references import whole_path
 from enclaved.daemon.catalog.store import Store
 from enclaved.daemon.refusal import RefusalError
 
@@ -71,14 +72,14 @@ class Folders:
         found: dict[tuple[str, str], str | None] = {}
         for source in self._looker.watched_sources:
             found |= {(source, each.path): each.problem for each in self._looker.watched_folders(source)}
-        for source in self._looker.sources_with_folders:
-            found |= {(source, path): found.get((source, path)) for path in self._added}
+        added = [(source, path) for source in self._looker.sources_with_folders for path in self._added]
+        for each in added:
+            found.setdefault(each)
         counts = await self._store.read(
             lambda connection: [count_models_below(connection, source, path) for source, path in found]
         )
-        takers = self._looker.sources_with_folders
         return [
-            Folder(path, source, source in takers and path in self._added, count, problem)
+            Folder(path, source, (source, path) in added, count, problem)
             for ((source, path), problem), count in zip(found.items(), counts, strict=True)
         ]
 
@@ -91,7 +92,7 @@ class Folders:
         if not self._looker.sources_with_folders:
             hint = "`enclave plugins` shows what is installed."
             raise RefusalError("unsupported", "no installed source looks into folders", hint=hint)
-        path = _normal(path)
+        path = whole_path(path, "bad_request", field="path")
         async with self._changing:
             if path not in self._added:
                 await asyncio.to_thread(_check, path)
@@ -100,14 +101,14 @@ class Folders:
                 await self._change((*self._added, path))
             else:
                 await self._look()
-        return next(each for each in await self.list() if each.path == path)
+            return next(each for each in await self.list() if each.is_added and each.path == path)
 
     async def remove(self, path: str) -> None:
         """From now on the sources do not look into this folder. What lies in it stays as it is.
 
         Raises RefusalError (`bad_request`) for a folder that was not added, `disk_failed` as `add`.
         """
-        path = _normal(path)
+        path = whole_path(path, "bad_request", field="path")
         async with self._changing:
             if path not in self._added:
                 raise self._not_added(path)
@@ -124,12 +125,17 @@ class Folders:
     async def _change(self, added: tuple[str, ...]) -> None:
         if self.problem is not None:
             raise RefusalError("disk_failed", self.problem, hint="Correct or remove the file, then restart the daemon.")
+        writing = asyncio.ensure_future(asyncio.to_thread(_replace, self._file, text_of(added)))
         try:
-            await asyncio.to_thread(_replace, self._file, text_of(added))
+            await asyncio.shield(writing)
         except OSError as error:
             raise RefusalError("disk_failed", f"{self._file} cannot be written: {error.strerror or error}") from error
-        self._added = added
-        self._give()
+        finally:
+            # Who gives up meanwhile cannot stop the thread: what it writes is then true all the same.
+            await asyncio.wait([writing])
+            if writing.exception() is None:
+                self._added = added
+                self._give()
         await self._look()
 
     def _give(self) -> None:
@@ -169,17 +175,6 @@ def text_of(folders: Sequence[str]) -> str:
 def _quoted(text: str) -> str:
     """A TOML basic string: JSON's but for DEL, which TOML wants escaped (TOML 1.0, String)."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _normal(path: str) -> str:
-    if not Path(path).is_absolute():
-        raise RefusalError(
-            "bad_request",
-            f"{path} is a relative path, and the daemon does not know relative to what",
-            hint="Give the whole path, from /.",
-            field="path",
-        )
-    return os.path.normpath(path)
 
 
 def _check(path: str) -> None:

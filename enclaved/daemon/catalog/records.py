@@ -55,12 +55,10 @@ class Changes:
 _COLUMNS = "entry, path, backends, capabilities, note, size_bytes, identity"
 
 
-def replace_models(
-    connection: Connection, source: str, found: Sequence[Listed], now: float, keep: Iterable[str] = ()
-) -> Changes:
-    """From now on these are the models of a source, and those named in `keep` that it had before."""
+def replace_models(connection: Connection, source: str, found: Sequence[Listed], now: float) -> Changes:
+    """From now on these are the models of a source."""
     had = {name for (name,) in connection.execute("SELECT name FROM models WHERE source = ?", (source,))}
-    gone = had.difference((model.entry.name for model in found), keep)
+    gone = had.difference(model.entry.name for model in found)
     return update_models(connection, source, found, sorted(gone), now)
 
 

@@ -35,14 +35,20 @@ def looks_like_a_path(reference: str) -> bool:
 
 def entry_of_path(path: str) -> ModelEntry:
     """A model that is named by its file. Raises RefusalError (`bad_reference`)."""
+    path = whole_path(path, "bad_reference")
+    return ModelEntry(ModelName(path), PATH_SOURCE, (ModelFile("weights", path),))
+
+
+def whole_path(path: str, code: str, field: str | None = None) -> str:
+    """An absolute path without `.` and `..`. Raises RefusalError (`code`, about `field`) for a relative one."""
     if not Path(path).is_absolute():
         raise RefusalError(
-            "bad_reference",
+            code,
             f"{path} is a relative path, and the daemon does not know relative to what",
             hint="Give the whole path, from /.",
+            field=field,
         )
-    path = os.path.normpath(path)
-    return ModelEntry(ModelName(path), PATH_SOURCE, (ModelFile("weights", path),))
+    return os.path.normpath(path)
 
 
 def _expanded(path: str) -> str:

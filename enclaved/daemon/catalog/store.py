@@ -1,9 +1,9 @@
 """The catalog's SQLite database: one thread owns the connection, and whatever touches it is done there in order.
 
 A process that is killed at any moment leaves the last whole transaction (write-ahead log); a machine that loses power
-leaves some whole transaction, perhaps an older one. What
-is in the database can be found out again, so trouble with it never stops the daemon: a damaged file is moved aside, and
-where nothing can be written the work goes on in memory. `problem` then says so.
+leaves some whole transaction, perhaps an older one. What is in the database can be found out again, so trouble with it
+never stops the daemon: a damaged file is moved aside, and where nothing can be written the work goes on in memory.
+`problem` then says so.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_ins import StandInSource, a_store, looker_of
 
+from enclaved.daemon.catalog import folders as folders_module
 from enclaved.daemon.catalog.folders import FILE_BYTES_MAX, Folders, folders_in, text_of
 from enclaved.daemon.refusal import RefusalError
 from enclaved.plugin.hookspecs import SourceContext, WatchedFolder
@@ -70,9 +73,7 @@ async def test_an_added_folder_is_looked_into_and_remembered(begin: Begin, model
     added = await folders.add(str(models))
     assert (added.path, added.source, added.is_added, added.problem) == (str(models), "one", True, None)
     assert await folders.list() == [added]
-    again = begin()
-    await again.add(str(models))
-    assert [each.path for each in await again.list()] == [str(models)]
+    assert [each.path for each in await begin().list()] == [str(models)]
 
 
 async def test_a_removed_folder_is_forgotten_and_left_as_it_is(begin: Begin, models: Path) -> None:
@@ -160,3 +161,25 @@ async def test_every_path_is_read_as_it_was_written(names: list[str]) -> None:
 async def test_a_file_of_a_thousand_long_paths_is_not_too_large() -> None:
     paths = tuple(f"/{'x' * 200}/{number}" for number in range(1000))
     assert len(text_of(paths)) < FILE_BYTES_MAX
+
+
+async def test_who_gives_up_while_the_file_is_written_leaves_file_and_list_alike(
+    begin: Begin, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, may_end = threading.Event(), threading.Event()
+    replace = folders_module._replace  # pyright: ignore[reportPrivateUsage]
+
+    def slowly(file: Path, text: str) -> None:
+        began.set()
+        may_end.wait()
+        replace(file, text)
+
+    monkeypatch.setattr(folders_module, "_replace", slowly)
+    folders = begin()
+    adding = asyncio.create_task(folders.add(str(models)))
+    await asyncio.to_thread(began.wait)
+    adding.cancel()
+    may_end.set()
+    await asyncio.wait([adding])
+    assert [each.path for each in await folders.list()] == [str(models)]
+    assert [each.path for each in await begin().list()] == [str(models)]

@@ -15,6 +15,9 @@ from enclaved.plugin.hookspecs import WatchedFolder
 
 SECONDS = 20.0
 
+# watchdog finds a folder that was just made by its event and by its walk, and warns of the second time; it goes on.
+pytestmark = pytest.mark.filterwarnings("ignore:Callback with id .* already exists:RuntimeWarning")
+
 
 class Watching:
     """A watcher and what it tells."""
